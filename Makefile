@@ -1,0 +1,51 @@
+# `make run` and `make test` need python3 (3.11 or newer) and set everything else up in .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint format soak bench coverage clean
+
+help:
+	@echo 'make run       the story: the standard library imported, changed, read back in time, backed up'
+	@echo 'make test      all tests (under ten minutes on two cores)'
+	@echo 'make lint      ruff and mypy'
+	@echo 'make format    ruff, writing'
+	@echo 'make soak      the long versions of the random tests'
+	@echo 'make coverage  branch coverage of mvccstore/'
+	@echo 'make bench     the core benchmark, as a table'
+	@echo 'make clean     remove .venv and caches'
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("mvccstore needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all]' --group dev
+	@touch $@
+
+run: .venv/ready
+	$(BIN)/mvccstore demo
+
+test: .venv/ready
+	$(BIN)/python -m pytest -q
+
+lint: .venv/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/ready
+	$(BIN)/ruff check --fix --quiet . || true
+	$(BIN)/ruff format .
+
+soak: .venv/ready
+	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -q tests/stateful tests/property tests/crash
+
+coverage: .venv/ready
+	$(BIN)/python -m pytest -q --cov --cov-report=term
+
+bench: .venv/ready
+	$(BIN)/python -m benchmarks core
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage htmlcov dist build

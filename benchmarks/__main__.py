@@ -1,0 +1,139 @@
+"""The command: `python -m benchmarks core [--json]`."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import multiprocessing
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from benchmarks import bench_compact, bench_kv, bench_size
+from benchmarks.harness import filesystem, machine
+from benchmarks.report import Report, markdown, text
+from benchmarks.workloads import FULL, QUICK, Workload
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+README = HERE / "README.md"
+MARKS = ("<!-- results/core.json -->\n", "<!-- end -->")
+_BEGUN = time.perf_counter()
+PARTS = ("fsync", "kv", "compact", "open", "hot")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run what the command line says."""
+    options = parser().parse_args(arguments)
+    sizes = QUICK if options.quick else FULL
+    if options.keys is not None:
+        sizes = sizes.scaled(options.keys)
+    report = core(Workload(sizes, options.seed), options.only, options.dir)
+    report.facts["workload"] = {"suite": "core", "seed": options.seed, "quick": options.quick, "keys": sizes.keys}
+    if options.save:
+        save(report, options.save)
+    print(report.as_json() if options.json else text(report.as_dict()))
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line's grammar."""
+    found = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    found.add_argument("suite", choices=["core"])
+    found.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    found.add_argument("--keys", type=_key_count, help=f"keys of most stores (default {FULL.keys:,})")
+    found.add_argument("--only", choices=PARTS, action="append", help="run this part only; may be repeated")
+    found.add_argument("--seed", type=int, default=7)
+    found.add_argument("--quick", action="store_true", help="tiny sizes: to see that it runs, not how fast")
+    found.add_argument("--save", nargs="?", const="core", metavar="NAME", help="write results/NAME.json, too")
+    found.add_argument("--dir", type=Path, help="a folder on the disk to measure (default: for temporary files)")
+    return found
+
+
+def _key_count(given: str) -> int:
+    count = int(given)
+    if count < 100:
+        msg = "at least 100"
+        raise argparse.ArgumentTypeError(msg)
+    return count
+
+
+def core(workload: Workload, only: list[str] | None, folder: Path | None) -> Report:
+    """Run the parts of the core suite in a folder that is gone afterwards."""
+    begun = time.perf_counter()
+    parts = only or list(PARTS)
+    report = Report()
+    with tempfile.TemporaryDirectory(prefix="mvccstore-bench-", dir=folder) as name:
+        here = Path(name)
+        report.facts["machine"] = machine(here)
+        if "fsync" in parts:  # first, while the disk has nothing else to write
+            if filesystem(here) == "tmpfs":
+                _say("warning: this is tmpfs, where fsync does nothing; choose a disk with --dir")
+            _say("fsync: one writer and many")
+            bench_kv.bench_fsync(here, workload, report)
+        _run_built([part for part in parts if part != "fsync"], here, workload, report)
+    report.facts["seconds"] = round(time.perf_counter() - begun, 1)
+    return report
+
+
+def _run_built(parts: list[str], folder: Path, workload: Workload, report: Report) -> None:
+    """Build the stores that are measured on, two at a time, and when all are there begin to measure."""
+    builders: dict[str, Callable[[], int]] = {}
+    if "open" in parts:
+        builders["open"] = partial(bench_size.build_million, folder / "open.mvcc", workload)
+    if "hot" in parts:
+        builders["hot"] = partial(bench_size.build_hot, folder / "hot.mvcc", workload)
+    if "compact" in parts:
+        builders["compact"] = partial(bench_compact.build_history, folder / "compact.mvcc", workload)
+    if "kv" in parts:
+        builders |= bench_kv.builders(folder, workload)
+    if not builders:
+        return
+    _say(f"building {len(builders)} stores")
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), initializer=gc.disable) as pool:
+        builds = {name: pool.submit(builder) for name, builder in builders.items()}
+        built = {name: future.result() for name, future in builds.items()}
+    for part in parts:
+        _say(f"{part}: measuring")
+        match part:
+            case "kv":
+                bench_kv.bench_kv(folder, workload, report, built)
+            case "open":
+                bench_size.bench_open(folder / "open.mvcc", workload, report)
+            case "hot":
+                bench_size.bench_hot(folder / "hot.mvcc", workload, report)
+            case "compact":
+                bench_compact.bench_compact(folder / "compact.mvcc", workload, report, built["compact"])
+            case _:
+                raise AssertionError(part)
+
+
+def save(report: Report, name: str) -> None:
+    """Keep a run in results/, and the README's tables if it is the core's."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(report.as_json(), encoding="utf-8")
+    if name == "core":
+        README.write_text(with_tables(README.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def with_tables(readme: str) -> str:
+    """Return the README with the tables of results/core.json between their marks."""
+    run = json.loads((RESULTS / "core.json").read_text(encoding="utf-8"))
+    pattern = re.escape(MARKS[0]) + ".*?" + re.escape(MARKS[1])
+    tables = MARKS[0] + markdown(run) + MARKS[1]
+    return re.sub(pattern, lambda _: tables, readme, flags=re.DOTALL)
+
+
+def _say(line: str) -> None:
+    print(f"{time.perf_counter() - _BEGUN:5.1f} s  {line}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""What a run has found, and how it is shown: as one JSON object, as a table, and as the README's tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.harness import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a figure should be."""
+
+    limit: float
+    meaning: str
+    is_ceiling: bool = False
+
+    def is_met(self, value: float) -> bool:
+        """Say whether a figure is good enough."""
+        return value <= self.limit if self.is_ceiling else value >= self.limit
+
+    def __str__(self) -> str:
+        return f"{'≤' if self.is_ceiling else '≥'} {self.limit:,g}"
+
+
+TARGETS = {
+    "get_vs_lmdb": Target(0.40, "get, x raw py-lmdb"),
+    "put_vs_lmdb": Target(0.35, "put over a key, one commit each, x raw py-lmdb"),
+    "put_batch_vs_lmdb": Target(0.35, "put, 100 a txn, x raw py-lmdb"),
+    "put_fsync_64_threads_vs_1": Target(5, "put, fsync, 64 threads x one"),
+    "range_vs_lmdb": Target(0.10, "range of 1,000 keys, newest, x raw cursor scan"),
+    "range_old_vs_new": Target(0.6, "range at an old revision, x newest"),
+    "put_vs_sqlite": Target(3, "put, x kine's table on SQLite"),
+    "range_vs_sqlite": Target(2, "range of 1,000 keys, x kine's table on SQLite"),
+    "open_ms_1m": Target(10, "open a store of a million keys, ms", is_ceiling=True),
+    "open_python_mb_1m": Target(30, "Python memory of that, MB", is_ceiling=True),
+    "hot_key_get_old_ratio": Target(1.5, "get at an old revision, 1 M versions ÷ one", is_ceiling=True),
+    "compact_per_s": Target(300_000, "revisions compacted per second"),
+    "compact_put_wait_ms": Target(20, "longest wait of a writer meanwhile, ms", is_ceiling=True),
+}
+"""Figures in the order they are shown; those of DESIGN and two that belong to them."""
+
+
+@dataclass(slots=True)
+class Report:
+    """The figures and rows of one run."""
+
+    figures: dict[str, float] = field(default_factory=dict)
+    rows: dict[str, dict[str, Row]] = field(default_factory=dict)
+    facts: dict[str, object] = field(default_factory=dict)
+    """The machine, the workload, and how long the run took."""
+
+    def add(self, *rows: Row) -> None:
+        """Keep measurements."""
+        for row in rows:
+            self.rows.setdefault(row["engine"], {})[row["work"]] = row
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as one object: the figures on top, the rest under `rows` and other names."""
+        figures = {name: self.figures[name] for name in TARGETS if name in self.figures}
+        return {**figures, **self.facts, "rows": self.rows}
+
+    def as_json(self) -> str:
+        """Return everything as JSON."""
+        return json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n"
+
+
+def figure_rows(run: dict[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
+    """Return the table of figures: name, meaning, value, target, whether it is met."""
+    for name, target in TARGETS.items():
+        if name in run:
+            value = run[name]
+            yield name, target.meaning, f"{value:,g}", str(target), "yes" if target.is_met(value) else "NO"
+
+
+def engine_rows(run: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Return the table of measurements: work, engine, µs (minimum, quartile, median, p99), per second, against raw."""
+    rows: list[Row] = [row for by_work in run["rows"].values() for row in by_work.values()]
+    order = {row["work"]: None for row in rows}
+    for work in order:
+        for row in rows:
+            if row["work"] == work:
+                p99 = f"{row['us_p99']:,g}" if "us_p99" in row else ""
+                vs_raw = f"{row['vs_raw']:g}" if "vs_raw" in row else ""
+                times = *(f"{row[name]:,g}" for name in ("us_min", "us_quartile", "us_median")), p99
+                yield work, row["engine"], *times, f"{row['per_s']:,.0f}", vs_raw
+
+
+FIGURE_HEADS = ("figure", "what", "value", "target", "met")
+ENGINE_HEADS = ("work", "engine", "µs min", "µs quartile", "µs median", "µs p99", "per s", "x raw")
+
+
+def text(run: dict[str, Any]) -> str:
+    """Return a run as tables for a terminal."""
+    return "\n\n".join(
+        _aligned(heads, list(rows))
+        for heads, rows in ((ENGINE_HEADS, engine_rows(run)), (FIGURE_HEADS, figure_rows(run)))
+    )
+
+
+def markdown(run: dict[str, Any]) -> str:
+    """Return a run as Markdown tables."""
+    machine = run["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    where = f"{machine['cpus']} x {machine['cpu']}, {machine['kernel']}, {machine['filesystem']}, {machine['python']}"
+    lines = [f"{where}; {versions}; one fsync takes {machine['fsync_us']:g} µs.", ""]
+    for heads, rows in ((FIGURE_HEADS, figure_rows(run)), (ENGINE_HEADS, engine_rows(run))):
+        lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+        lines += ["| " + " | ".join(row) + " |" for row in rows]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _aligned(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    lines = [heads, tuple("-" * width for width in widths), *rows]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if cell[:1].isdigit() else cell.ljust(width)
+            for cell, width in zip(line, widths, strict=True)
+        ).rstrip()
+        for line in lines
+    )

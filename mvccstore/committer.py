@@ -1,0 +1,254 @@
+"""Applying and committing: the only code that begins the engine's write transaction.
+
+What it owns: the state as of the last commit, and what readers see of it.
+
+Invariants:
+
+* I1. The engine commits first, then `state` changes, then callers are answered. So nothing is shown that the
+  chosen durability could still take back.
+* I2. `state` is one object, replaced as a whole: a reader never sees a revision with another's floor.
+* I3. `state` is what the engine holds, unless `_is_stale` is set (a commit was interrupted, nobody knows
+  where); then the next writer reads it anew.
+* I4. Readers read `state`; only the thread whose turn it is changes it.
+
+A command that is refused leaves the others of its commit alone, as it raises before it writes. If the
+engine fails, the whole commit is undone, and each command is tried in a commit of its own: the one that
+does not fit a full disk must not take the others with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing, suppress
+from typing import Protocol, TypeVar
+from weakref import ref
+
+from mvccstore.commit import CommitQueue, Turn
+from mvccstore.engine import Engine
+from mvccstore.errors import ClosedError, FormatError, StorageError, StoreError, TxnError
+from mvccstore.mvcc.apply import apply
+from mvccstore.mvcc.state import State, check_format, load, load_compaction, save_format
+from mvccstore.tables import RetryWrite, Table, WriteTxn
+from mvccstore.types import Command, Result
+
+_MARKER = b"replicator"
+
+T = TypeVar("T")
+
+
+def ensure_format(engine: Engine, *, read_only: bool) -> None:
+    """Mark empty tables as a store.
+
+    Raises:
+        FormatError: They hold something else, a newer format, or nothing and must not be written to.
+    """
+    with closing(engine.read()) as txn:
+        if check_format(txn, engine.path):
+            return
+    if read_only:
+        raise FormatError(engine.path, "not a store")
+    while True:
+        with closing(engine.write()) as write:
+            try:
+                save_format(write)
+                write.commit()
+            except RetryWrite:
+                continue
+            return
+
+
+class Block(Protocol):
+    """A transaction block, as much as its store must know of it."""
+
+    def rollback(self) -> None:
+        """Undo the block's writes and close it. Harmless if it is closed."""
+        ...
+
+
+class Committer:
+    """The writing half of a store.
+
+    Args:
+        engine: Where it commits to.
+        on_commit: Called after each commit, in the turn.
+    """
+
+    def __init__(self, engine: Engine, on_commit: Callable[[], None]) -> None:
+        self._engine = engine
+        self._on_commit = on_commit
+        self._is_stale = False
+        self._is_closed = False
+        self.block: ref[Block] | None = None
+        """The transaction block that has the turn, or had the last one."""
+        self.queue = CommitQueue(self._apply)
+        with closing(engine.read()) as txn:
+            self.state = load(txn, engine.path)
+
+    def check_not_inside(self) -> None:
+        """Raise if this thread is in a transaction block: it would wait for itself."""
+        if self.queue.is_mine():
+            msg = "this thread is in a transaction block; write through the block, or end it first"
+            raise TxnError(msg)
+
+    def enter(self) -> State:
+        """Wait for an exclusive turn; return the state. Needs a `leave`."""
+        self.check_not_inside()
+        try:
+            self.queue.enter()
+            self.block = None
+            if self._is_closed:
+                raise ClosedError
+            if self._is_stale:
+                self._refresh()
+        except BaseException:
+            self.leave()
+            raise
+        return self.state
+
+    def leave(self) -> None:
+        """End the exclusive turn. Harmless if this thread has none."""
+        if self.queue.is_mine():
+            if self._is_stale and not self._is_closed:  # its commit was interrupted
+                with suppress(StorageError):  # the next writer meets the same, and says so
+                    self._refresh()
+            self.queue.leave()
+
+    def roll_back_block(self) -> None:
+        """Roll back the transaction block that this thread is in, if it is in one."""
+        if self.queue.is_mine():
+            block = self.block() if self.block is not None else None
+            if block is not None:
+                block.rollback()
+            self.leave()  # if it was interrupted as it ended
+
+    def alone(self, work: Callable[[], T]) -> T:
+        """Run some work in an exclusive turn, which ends with it, also if the thread is interrupted anywhere."""
+        self.check_not_inside()
+        try:
+            try:
+                self.enter()
+                return work()
+            finally:
+                self.leave()
+        except BaseException:
+            self.leave()  # again, as that may be what was interrupted
+            raise
+
+    def write_alone(self, change: Callable[[WriteTxn], object]) -> None:
+        """Run a change in an exclusive turn and a write transaction of its own. It must not change the revision."""
+        self.alone(lambda: self._write(change))
+
+    def _write(self, change: Callable[[WriteTxn], object]) -> None:
+        while True:
+            with closing(self._engine.write()) as txn:
+                try:
+                    change(txn)
+                    compaction = load_compaction(txn, self._engine.path)
+                    self.commit(txn, self.state._replace(compaction=compaction))
+                except RetryWrite:
+                    continue
+                return
+
+    def commit(self, txn: WriteTxn, state: State) -> None:
+        """Commit a transaction that leads to `state`, and publish it. In a turn."""
+        self._is_stale = True
+        txn.commit()
+        self.state = state
+        self._is_stale = False
+        self._on_commit()
+
+    def apply_replicated(self, commands: list[Command], marker: bytes) -> list[Result | StoreError]:
+        """Apply commands that a quorum has, in one commit, with the replicator's place in its log.
+
+        Returns a result or an error for each. Raises `StorageError` if nothing could be committed.
+        """
+        turns = [Turn(command) for command in commands]
+        self.alone(lambda: self._apply_together(turns, marker))
+        return [turn.error if isinstance(turn.error, StoreError) else turn.answer() for turn in turns]
+
+    def replicated_marker(self) -> bytes | None:
+        """Return the marker of the last `apply_replicated`."""
+        with closing(self._engine.read()) as txn:
+            return txn.get(Table.META, _MARKER)
+
+    def close(self) -> None:
+        """Refuse all later writes. In a turn."""
+        self._is_closed = True
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ClosedError
+
+    def forget(self) -> None:
+        """Close in a child after a fork, where the threads that wrote are not."""
+        self._is_closed = True
+        self.block = None
+        self.queue = CommitQueue(self._apply)
+
+    def _refresh(self) -> None:
+        if self._is_stale:
+            with closing(self._engine.read()) as txn:
+                self.state = load(txn, self._engine.path)
+                self._is_stale = False
+
+    def _apply(self, turns: list[Turn]) -> None:
+        """Apply the commands of some turns in one commit. Called by the queue's leader."""
+        try:
+            if self._is_closed:
+                raise ClosedError
+            if self._is_stale:
+                self._refresh()
+            self._apply_together(turns, None)
+        except StorageError as error:
+            if len(turns) == 1:
+                turns[0].error = error
+                return
+            for turn in turns:
+                self._apply([turn])
+        except StoreError as error:
+            for turn in turns:
+                turn.error = error
+
+    def _apply_together(self, turns: list[Turn], marker: bytes | None) -> None:
+        """Apply the commands of some turns in one commit, and answer them when it is done."""
+        while True:
+            state = before = self.state
+            answers: list[Result | StoreError] = []
+            txn = self._engine.write()
+            try:
+                for turn in turns:
+                    assert turn.command is not None
+                    try:
+                        state, answer = apply(txn, state, turn.command)
+                        answers.append(answer)
+                    except StorageError:
+                        raise
+                    except StoreError as error:
+                        answers.append(error)
+                if marker is not None:
+                    txn.put(Table.META, _MARKER, marker)
+                self.commit(txn, state)
+            except RetryWrite:
+                continue
+            except Exception:
+                raise
+            except BaseException:
+                # Interrupted, perhaps in the commit. What is on disk says whether it is done; if so, the
+                # others that it was for must not be written twice.
+                txn.close()
+                self._refresh()
+                if self.state.revision == state.revision > before.revision:
+                    _answer(turns, answers)
+                raise
+            finally:
+                txn.close()
+            _answer(turns, answers)
+            return
+
+
+def _answer(turns: list[Turn], answers: list[Result | StoreError]) -> None:
+    for turn, answer in zip(turns, answers, strict=True):
+        if isinstance(answer, StoreError):
+            turn.error = answer
+        else:
+            turn.result = answer

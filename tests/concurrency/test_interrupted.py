@@ -1,0 +1,137 @@
+"""A thread that is interrupted, at each instruction where that can happen: nobody waits for it, nothing is half done."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import mvccstore
+from mvccstore import Op, Store
+from tests.concurrency.interrupter import Interrupted, Interrupter
+
+SECONDS = 20
+PACKAGE = str(Path(mvccstore.__file__).parent)
+BOTH = (b"a", b"b")
+
+
+def block(store: Store) -> None:
+    with store.begin() as txn:
+        txn.put(b"a", b"1")
+        txn.put(b"b", b"1")
+
+
+def block_committed_early(store: Store) -> None:
+    txn = store.begin()
+    txn.put(b"a", b"1")
+    txn.put(b"b", b"1")
+    txn.commit()
+
+
+def block_that_fails(store: Store) -> None:
+    try:
+        with store.begin() as txn:
+            txn.put(b"c", b"1")
+            raise ZeroDivisionError
+    except ZeroDivisionError:
+        store.txn(success=[Op.put(b"a", b"1"), Op.put(b"b", b"1")])
+
+
+def compaction(store: Store) -> None:
+    store.txn(success=[Op.put(b"a", b"1"), Op.put(b"b", b"1")])
+    store.compact(store.revision, physical=True)
+
+
+def check(store: Store) -> None:
+    store.txn(success=[Op.put(b"a", b"1"), Op.put(b"b", b"1")])
+    assert store.check() == []
+
+
+WORK: tuple[Callable[[Store], None], ...] = (block, block_committed_early, block_that_fails, compaction, check)
+
+
+STRIDES = {compaction: 7, check: 13}
+"""What has many places takes its time with each; other engines and other ways to write meet the others."""
+
+
+@pytest.mark.parametrize("work", WORK)
+def test_thread_interrupted_at_any_instruction_leaves_the_store_to_the_others(
+    tmp_path: Path, engine: str, work: Callable[[Store], None]
+) -> None:
+    harmed: list[str] = []
+    for place in range(0, 100_000, STRIDES.get(work, 1)):
+        store = mvccstore.open(None if engine == "memory" else tmp_path / f"{place}", engine=engine, durability="os")
+        interrupter = Interrupter(place, PACKAGE)
+        sys.settrace(interrupter)
+        try:
+            work(store)
+        except Interrupted:
+            pass
+        finally:
+            sys.settrace(None)
+        harm = harm_to(store)
+        if harm is not None:
+            harmed.append(f"{place}, {interrupter.where}: {harm}")
+        if interrupter.where is None:
+            break
+        if len(harmed) > 5:
+            break
+    assert place > 20
+    assert not harmed, "\n".join(harmed)
+
+
+def harm_to(store: Store) -> str | None:
+    """Say what another thread finds wrong with a store; None if nothing."""
+    found: list[str | None] = ["others wait for ever"]
+
+    def probe() -> None:
+        kept = tuple(kv.key for kv in store.scan(mvccstore.KeyRange.all()))
+        revision = store.revision
+        if kept not in {(), BOTH} or revision != (2 if kept else 1):
+            found[0] = f"half of it happened: {kept} at {revision}"
+        elif store.put(b"z", b"1") != revision + 1 or store.get(b"z") is None:
+            found[0] = "a write that is not there"
+        else:
+            problems = store.check()
+            found[0] = "; ".join(problems) or None
+        store.close()
+
+    thread = threading.Thread(target=probe, daemon=True)
+    thread.start()
+    thread.join(SECONDS)
+    return found[0]
+
+
+def test_store_closed_by_an_interrupt_in_a_block_says_that_it_was_interrupted(tmp_path: Path, engine: str) -> None:
+    """Where `with store.begin()` does not see the interrupt any more, or not yet, the `with` of the store does."""
+    path = None if engine == "memory" else tmp_path / "store.mvcc"
+    for place in range(100_000):
+        interrupter = Interrupter(place, PACKAGE)
+        store = mvccstore.open(path, engine=engine, durability="os")
+        try:
+            with store:
+                sys.settrace(interrupter)
+                block(store)
+                sys.settrace(None)
+        except Interrupted:
+            sys.settrace(None)
+        with pytest.raises(mvccstore.ClosedError):
+            store.get(b"a")
+        if interrupter.where is None:
+            break
+    assert place > 20
+
+
+def test_block_that_is_forgotten_is_rolled_back(store: Store) -> None:
+    store.begin().put(b"a", b"1")
+    assert store.put(b"b", b"1") == 2
+    assert store.get(b"a") is None
+
+
+def test_store_that_is_forgotten_in_a_block_lives_as_long_as_that() -> None:
+    txn = mvccstore.open().begin()
+    txn.put(b"a", b"1")
+    assert txn.commit() == 2

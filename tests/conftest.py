@@ -1,0 +1,60 @@
+"""Shared by all tests: stores that are checked when the test ends, and hypothesis profiles."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+
+import mvccstore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+_COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
+# Without shrinking, which could take longer than all the rest; "nightly" does it.
+settings.register_profile("dev", max_examples=50, phases=[Phase.explicit, Phase.generate], **_COMMON)
+settings.register_profile("ci", max_examples=100, **_COMMON)
+settings.register_profile("nightly", max_examples=2_000, **{**_COMMON, "derandomize": False, "print_blob": True})
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+
+ENGINES = ("lmdb", "memory", "sqlite")
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> str:
+    """The name of each built-in engine in turn."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def open_store(tmp_path: Path) -> Iterator[Callable[..., mvccstore.Store]]:
+    """Open stores in the test's folder; those still open at the end are checked and closed."""
+    opened: list[mvccstore.Store] = []
+
+    def open_one(name: str = "store.mvcc", **options: Any) -> mvccstore.Store:
+        path = None if options.get("engine") == "memory" else tmp_path / name
+        # Durability is what the crash tests are about; elsewhere it is only slow.
+        options.setdefault("durability", "os")
+        store = mvccstore.open(path, **options)
+        opened.append(store)
+        return store
+
+    yield open_one
+    for store in opened:
+        try:
+            assert store.check() == []
+        except mvccstore.ClosedError:
+            continue
+        finally:
+            store.close()
+
+
+@pytest.fixture
+def store(open_store: Callable[..., mvccstore.Store], engine: str) -> mvccstore.Store:
+    """An empty store on each engine in turn."""
+    return open_store(engine=engine)

@@ -1,0 +1,14 @@
+"""The store against the model, on every engine. The work is in `tests.stateful.machine`."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+
+from tests.stateful.machine import LmdbMachine, SqliteMachine, StoreMachine
+
+TestStoreInMemory = StoreMachine.TestCase
+TestStoreOnLmdb = LmdbMachine.TestCase
+TestStoreOnSqlite = SqliteMachine.TestCase
+
+_SETTINGS = settings(stateful_step_count=35 if settings().max_examples <= 50 else 60)
+TestStoreInMemory.settings = TestStoreOnLmdb.settings = TestStoreOnSqlite.settings = _SETTINGS

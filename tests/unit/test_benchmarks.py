@@ -1,0 +1,189 @@
+"""The benchmarks run, measure what they say, and do the same work each time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.__main__ import README, with_tables
+from benchmarks.engines import KineTable, RawLmdb
+from benchmarks.harness import Series, filesystem, fsync_us, percentile, race, ratio, significant
+from benchmarks.report import TARGETS, Report, Target, markdown, text
+from benchmarks.workloads import FULL, QUICK, Workload, key, new_key
+
+ROOT = Path(__file__).parents[2]
+FIGURES = {
+    "get_vs_lmdb",
+    "put_vs_lmdb",
+    "put_batch_vs_lmdb",
+    "put_fsync_64_threads_vs_1",
+    "range_vs_lmdb",
+    "range_old_vs_new",
+    "put_vs_sqlite",
+    "range_vs_sqlite",
+    "open_ms_1m",
+    "hot_key_get_old_ratio",
+    "compact_per_s",
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a quick run prints."""
+    folder = tmp_path_factory.mktemp("bench")
+    command = [sys.executable, "-m", "benchmarks", "core", "--quick", "--json", "--seed", "3", "--dir", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert list(folder.iterdir()) == []
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_json_has_every_figure_as_a_positive_number(run: dict[str, Any]) -> None:
+    assert set(run) >= FIGURES | {"rows", "machine", "workload", "seconds"}
+    for name in TARGETS:
+        assert type(run[name]) is float, name
+        assert run[name] > 0, name
+
+
+def test_json_says_what_the_numbers_depend_on(run: dict[str, Any]) -> None:
+    machine = run["machine"]
+    assert set(machine) == {"cpu", "cpus", "kernel", "filesystem", "python", "versions", "durability", "fsync_us"}
+    assert set(machine["versions"]) == {"mvccstore", "py-lmdb", "lmdb", "sqlite"}
+    assert run["workload"] == {"suite": "core", "seed": 3, "quick": True, "keys": QUICK.keys}
+
+
+def test_rows_hold_the_numbers_behind_the_figures(run: dict[str, Any]) -> None:
+    rows = run["rows"]
+    engines = {"raw lmdb", "mvccstore on lmdb", "mvccstore on memory", "mvccstore on sqlite", "kine on sqlite"}
+    assert engines <= set(rows)
+    for engine in engines:
+        for work in ("get", "put over", "put, 100 a commit", "range, a key", "put new"):
+            row = rows[engine][work]
+            assert 0 < row["us_min"] <= row["us_quartile"] <= row["us_median"]
+            assert row["vs_raw"] > 0
+    ours, raw = rows["mvccstore on lmdb"]["get"], rows["raw lmdb"]["get"]
+    assert run["get_vs_lmdb"] == pytest.approx(raw["us_quartile"] / ours["us_quartile"], rel=0.01)
+    assert ours["us_p99"] >= ours["us_min"]
+
+
+def test_tables_show_every_figure(run: dict[str, Any]) -> None:
+    for shown in (text(run), markdown(run)):
+        assert all(name in shown for name in TARGETS)
+        assert "kine on sqlite" in shown
+
+
+def test_readme_tables_are_those_of_the_saved_run() -> None:
+    readme = README.read_text(encoding="utf-8")
+    assert "| get_vs_lmdb |" in readme
+    assert with_tables(readme) == readme
+
+
+def test_workload_follows_from_its_seed() -> None:
+    one, same, other = Workload(QUICK, 1), Workload(QUICK, 1), Workload(QUICK, 2)
+    assert one.shuffled("load", 100) == same.shuffled("load", 100)
+    assert one.overwrites("put", 50) == same.overwrites("put", 50)
+    assert one.ranges("range", 50) == same.ranges("range", 50)
+    assert one.batches("batch", 3) == same.batches("batch", 3)
+    assert one.shuffled("load", 100) != other.shuffled("load", 100)
+    assert one.picks("a", 50) != one.picks("b", 50)
+
+
+def test_workload_is_what_it_says() -> None:
+    workload = Workload(QUICK, 1)
+    names = [name for name, _ in workload.shuffled("load", 100)]
+    assert sorted(names) == [key(i) for i in range(100)] != names
+    assert all(len(value) == QUICK.value_bytes for value in workload.values)
+    for batch in workload.batches("batch", 5):
+        assert len(dict(batch)) == len(batch) == QUICK.batch_keys
+    for start, end in workload.ranges("range", 20):
+        assert sum(start <= key(i) < end for i in range(QUICK.keys)) == QUICK.range_keys
+    new = [name for items in workload.new(3, 10) for name, _ in items]
+    assert len(set(new)) == 30
+    assert not {key(i) for i in range(QUICK.keys)} & set(new)
+    assert key(7) < new_key(7) < key(8)
+
+
+def test_full_run_has_the_sizes_of_the_targets() -> None:
+    assert (FULL.keys, FULL.value_bytes, FULL.range_keys, FULL.batch_keys) == (100_000, 256, 1_000, 100)
+    assert (FULL.million, FULL.fsync_threads) == (1_000_000, 64)
+    assert (FULL.compact_versions - 1) * FULL.keys >= 500_000
+
+
+def test_kine_table_keeps_every_change_and_shows_the_last(tmp_path: Path) -> None:
+    table, raw = KineTable(tmp_path / "kine"), RawLmdb(tmp_path / "raw", 3)
+    everything = (key(0), key(9))
+    try:
+        for engine in (table, raw):
+            engine.load([(key(i), b"loaded") for i in range(5)])
+            engine.put_each([(key(1), b"put"), (key(7), b"created")])
+            engine.put_batches([[(key(1), b"again"), (key(2), b"batch")]])
+        assert table.dump(everything) == raw.dump(everything)
+        assert dict(table.dump(everything))[key(1)] == b"again"
+        assert table.range_each([(key(0), key(3))] * 2) == raw.range_each([(key(0), key(3))] * 2) == 6
+    finally:
+        table.close()
+        raw.close()
+
+
+def test_race_takes_turns_and_leaves_the_first_round_out() -> None:
+    turns: list[tuple[str, int]] = []
+
+    found = race(
+        {name: lambda number, name=name: lambda: turns.append((name, number)) for name in "ab"},  # type: ignore[misc]
+        operations=10,
+        rounds=3,
+    )
+    assert turns == [(name, number) for number in range(4) for name in "ab"]
+    assert [len(series.seconds) for series in found.values()] == [3, 3]
+
+
+def test_series_compares_first_quartiles() -> None:
+    ours, theirs = Series(seconds=[9e-6, 2e-6, 4e-6, 3e-6]), Series(seconds=[1e-6, 1e-6, 1e-6, 5e-6])
+    assert (ours.typical, ours.median) == (2e-6, 3.5e-6)
+    assert ratio(ours, theirs) == 0.5
+    row = ours.row("engine", "work", theirs)
+    assert row == {
+        "engine": "engine",
+        "work": "work",
+        "us_min": 2.0,
+        "us_quartile": 2.0,
+        "us_median": 3.5,
+        "per_s": 500_000.0,
+        "vs_raw": 0.5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"), [(0.0, 1), (0.01, 1), (0.25, 1), (0.26, 2), (0.5, 2), (0.75, 3), (0.99, 4), (1.0, 4)]
+)
+def test_percentile_is_a_value_that_was_measured(share: float, expected: float) -> None:
+    assert percentile([4, 2, 3, 1], share) == expected
+
+
+def test_significant_keeps_four_digits() -> None:
+    assert [significant(number) for number in (0.123456, 12345.6, 1.0)] == [0.1235, 12350.0, 1.0]
+
+
+def test_target_knows_which_way_is_better() -> None:
+    floor, ceiling = Target(2, "rate"), Target(2, "time", is_ceiling=True)
+    assert [floor.is_met(1.9), floor.is_met(2)] == [False, True]
+    assert [ceiling.is_met(2.1), ceiling.is_met(2)] == [False, True]
+
+
+def test_report_leaves_out_what_was_not_measured() -> None:
+    report = Report()
+    report.figures["get_vs_lmdb"] = 0.5
+    assert report.as_dict() == {"get_vs_lmdb": 0.5, "rows": {}}
+    assert "put_vs_lmdb" not in text(report.as_dict())
+
+
+def test_machine_facts_can_be_measured(tmp_path: Path) -> None:
+    assert fsync_us(tmp_path, repeats=3) > 0
+    assert list(tmp_path.iterdir()) == []
+    assert filesystem(tmp_path)
