@@ -22,6 +22,7 @@ from mvccstore.codec import (
     unpack_record,
 )
 from mvccstore.engine import Engine, EngineOptions, detect_engine, open_engine
+from mvccstore.engine.disk import fsync_directory
 from mvccstore.engine.lockfile import WriterLock
 from mvccstore.errors import CorruptError, FormatError, StorageError
 from mvccstore.mvcc import check, lease
@@ -67,20 +68,12 @@ def _written_beside(path: str, target: Path) -> Iterator[str]:
         for suffix in ("-wal", "-shm", "-lock"):
             Path(f"{path}{suffix}").unlink(missing_ok=True)
         partial.replace(target)
-        _sync_directory(target.parent)
+        fsync_directory(str(target))
     except OSError as error:
         raise StorageError(path, error.strerror or str(error)) from error
     finally:
         for suffix in ("", "-wal", "-shm", "-lock", "-writer"):
             Path(f"{partial}{suffix}").unlink(missing_ok=True)
-
-
-def _sync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def copy_records(source: Engine, target: Engine, progress: Progress | None = None) -> int:

@@ -7,7 +7,8 @@ import os
 
 import lmdb
 
-from mvccstore.engine import EngineOptions, room
+from mvccstore.engine import EngineOptions
+from mvccstore.engine.disk import is_full as is_disk_full
 from mvccstore.errors import CorruptError, FormatError, StorageError, StorageFullError
 
 MAP_BYTES_MIN = 1 << 20
@@ -74,7 +75,7 @@ def copy_pages(environment: lmdb.Environment, path: str) -> None:
 def translated(error: lmdb.Error, path: str) -> StorageError:
     """Return our error for one of LMDB's."""
     code = getattr(error, "code", 0)
-    is_full = code in _FULL_ERRNOS or (code == errno.EIO and room.is_full(path))
+    is_full = code in _FULL_ERRNOS or (code == errno.EIO and is_disk_full(path))
     if is_full or isinstance(error, lmdb.MapFullError):
         return StorageFullError(path, f"no room: {os.strerror(code) if code > 0 else error}")
     if isinstance(error, lmdb.VersionMismatchError):

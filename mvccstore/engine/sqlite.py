@@ -33,15 +33,14 @@ Not told apart: a user's disk quota (EDQUOT) reaches us as a general I/O error, 
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mvccstore.engine import EngineOptions, EngineSize, room
+from mvccstore.engine import EngineOptions, EngineSize
+from mvccstore.engine.disk import fsync_directory, fsync_file, is_full, translated
 from mvccstore.engine.lockfile import WriterLock
 from mvccstore.errors import (
     ClosedError,
@@ -203,8 +202,8 @@ class SqliteEngine:
         if self._is_closed:
             raise ClosedError
         if self._writer is not None:
-            _fsync_file(f"{self.path}-wal", self.path)
-            _fsync_directory(self.path)
+            fsync_file(f"{self.path}-wal", self.path)
+            fsync_directory(self.path)
 
     def size(self) -> EngineSize:
         """Return the space taken, the WAL included. A view, three counters of the file's header, two stats."""
@@ -235,13 +234,13 @@ class SqliteEngine:
                 raise StorageError(path, "already exists")
             partial.unlink(missing_ok=True)
             connection.execute("VACUUM INTO ?", (str(partial),))
-            _fsync_file(str(partial), path)
+            fsync_file(str(partial), path)
             partial.rename(path)
-            _fsync_directory(path)
+            fsync_directory(path)
         except sqlite3.Error as error:
             raise _translated(path, error) from error
         except OSError as error:
-            raise _translated_os(path, error) from error
+            raise translated(path, error) from error
         finally:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
@@ -362,7 +361,7 @@ class SqliteEngine:
                 raise StorageError(self.path, "this file system has no shared memory for SQLite's WAL mode")
             if not is_store:
                 _create_schema(connection)
-                _fsync_directory(self.path)
+                fsync_directory(self.path)
             connection.execute(f"PRAGMA synchronous = {'FULL' if options.sync_commits else 'NORMAL'}")
             connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_KEPT}")
             if max_page_count:
@@ -570,32 +569,6 @@ def _translated(path: str, error: sqlite3.Error) -> StoreError:
         closed = isinstance(error, sqlite3.ProgrammingError) and "closed" in str(error)
         return ClosedError() if closed else StorageError(path, str(error))
     # The -shm file is made larger when the WAL has grown; the disk being full is what stops that.
-    if code == sqlite3.SQLITE_IOERR_SHMSIZE or (code & 0xFF == sqlite3.SQLITE_IOERR and room.is_full(path)):
+    if code == sqlite3.SQLITE_IOERR_SHMSIZE or (code & 0xFF == sqlite3.SQLITE_IOERR and is_full(path)):
         return StorageFullError(path, str(error))
     return _REASONS.get(code & 0xFF, StorageError)(path, str(error))
-
-
-def _translated_os(path: str, error: OSError) -> StorageError:
-    kind = StorageFullError if error.errno in {errno.ENOSPC, errno.EDQUOT} else StorageError
-    return kind(path, error.strerror or str(error))
-
-
-def _fsync_file(name: str, path: str) -> None:
-    """Sync a file that is not the database (I5); one that does not exist has nothing to sync."""
-    try:
-        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise _translated_os(path, error) from error
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        raise _translated_os(path, error) from error
-    finally:
-        os.close(fd)
-
-
-def _fsync_directory(path: str) -> None:
-    """Make the names in the directory of `path` durable."""
-    _fsync_file(str(Path(path).absolute().parent), path)
