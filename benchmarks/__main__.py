@@ -1,4 +1,4 @@
-"""The command: `python -m benchmarks core [--json]`."""
+"""The command: `python -m benchmarks core|watch [--json]`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 import gc
 import json
 import multiprocessing
-import re
 import sys
 import tempfile
 import time
@@ -15,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from benchmarks import bench_compact, bench_kv, bench_size
+from benchmarks import bench_compact, bench_kv, bench_size, bench_watch
 from benchmarks.harness import filesystem, machine
 from benchmarks.report import Report, markdown, text
 from benchmarks.workloads import FULL, QUICK, Workload
@@ -23,21 +22,31 @@ from benchmarks.workloads import FULL, QUICK, Workload
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 README = HERE / "README.md"
-MARKS = ("<!-- results/core.json -->\n", "<!-- end -->")
+MARKS = ("<!-- results/{}.json -->\n", "<!-- end -->")
 _BEGUN = time.perf_counter()
-PARTS = ("fsync", "kv", "compact", "open", "hot")
+PARTS = {"core": ("fsync", "kv", "compact", "open", "hot"), "watch": bench_watch.PARTS}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run what the command line says."""
-    options = parser().parse_args(arguments)
+    grammar = parser()
+    options = grammar.parse_args(arguments)
+    parts = options.only or list(PARTS[options.suite])
+    if not set(parts) <= set(PARTS[options.suite]):
+        grammar.error(f"the parts of {options.suite} are {', '.join(PARTS[options.suite])}")
     sizes = QUICK if options.quick else FULL
     if options.keys is not None:
         sizes = sizes.scaled(options.keys)
-    report = core(Workload(sizes, options.seed), options.only, options.dir)
-    report.facts["workload"] = {"suite": "core", "seed": options.seed, "quick": options.quick, "keys": sizes.keys}
-    if options.save:
-        save(report, options.save)
+    run = core if options.suite == "core" else watch
+    report = run(Workload(sizes, options.seed), parts, options.dir)
+    report.facts["workload"] = {
+        "suite": options.suite,
+        "seed": options.seed,
+        "quick": options.quick,
+        "keys": sizes.keys,
+    }
+    if options.save is not None:
+        save(report, options.save or options.suite)
     print(report.as_json() if options.json else text(report.as_dict()))
     return 0
 
@@ -45,13 +54,14 @@ def main(arguments: list[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """Return the command line's grammar."""
     found = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    found.add_argument("suite", choices=["core"])
+    found.add_argument("suite", choices=list(PARTS))
     found.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     found.add_argument("--keys", type=_key_count, help=f"keys of most stores (default {FULL.keys:,})")
-    found.add_argument("--only", choices=PARTS, action="append", help="run this part only; may be repeated")
+    every = sorted({part for parts in PARTS.values() for part in parts})
+    found.add_argument("--only", choices=every, action="append", help="run this part only; may be repeated")
     found.add_argument("--seed", type=int, default=7)
     found.add_argument("--quick", action="store_true", help="tiny sizes: to see that it runs, not how fast")
-    found.add_argument("--save", nargs="?", const="core", metavar="NAME", help="write results/NAME.json, too")
+    found.add_argument("--save", nargs="?", const="", metavar="NAME", help="write results/NAME.json, too")
     found.add_argument("--dir", type=Path, help="a folder on the disk to measure (default: for temporary files)")
     return found
 
@@ -64,10 +74,9 @@ def _key_count(given: str) -> int:
     return count
 
 
-def core(workload: Workload, only: list[str] | None, folder: Path | None) -> Report:
+def core(workload: Workload, parts: list[str], folder: Path | None) -> Report:
     """Run the parts of the core suite in a folder that is gone afterwards."""
     begun = time.perf_counter()
-    parts = only or list(PARTS)
     report = Report()
     with tempfile.TemporaryDirectory(prefix="mvccstore-bench-", dir=folder) as name:
         here = Path(name)
@@ -78,6 +87,20 @@ def core(workload: Workload, only: list[str] | None, folder: Path | None) -> Rep
             _say("fsync: one writer and many")
             bench_kv.bench_fsync(here, workload, report)
         _run_built([part for part in parts if part != "fsync"], here, workload, report)
+    report.facts["seconds"] = round(time.perf_counter() - begun, 1)
+    return report
+
+
+def watch(workload: Workload, parts: list[str], folder: Path | None) -> Report:
+    """Run the parts of the watch suite in a folder that is gone afterwards."""
+    begun = time.perf_counter()
+    report = Report()
+    with tempfile.TemporaryDirectory(prefix="mvccstore-bench-", dir=folder) as name:
+        here = Path(name)
+        report.facts["machine"] = machine(here)
+        for part in parts:
+            _say(f"{part}: measuring")
+            bench_watch.bench_watch(here, workload, report, part)
     report.facts["seconds"] = round(time.perf_counter() - begun, 1)
     return report
 
@@ -115,20 +138,24 @@ def _run_built(parts: list[str], folder: Path, workload: Workload, report: Repor
 
 
 def save(report: Report, name: str) -> None:
-    """Keep a run in results/, and the README's tables if it is the core's."""
+    """Keep a run in results/, and the README's tables if it is a suite's own."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(report.as_json(), encoding="utf-8")
-    if name == "core":
+    if name in PARTS:
         README.write_text(with_tables(README.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def with_tables(readme: str) -> str:
-    """Return the README with the tables of results/core.json between their marks."""
-    run = json.loads((RESULTS / "core.json").read_text(encoding="utf-8"))
-    pattern = re.escape(MARKS[0]) + ".*?" + re.escape(MARKS[1])
-    tables = MARKS[0] + markdown(run) + MARKS[1]
-    return re.sub(pattern, lambda _: tables, readme, flags=re.DOTALL)
+    """Return the README with the tables of each suite's results between their marks."""
+    for suite in PARTS:
+        run = json.loads((RESULTS / f"{suite}.json").read_text(encoding="utf-8"))
+        begin, end = MARKS[0].format(suite), MARKS[1]
+        tables = begin + markdown(run) + end
+        before, mark, rest = readme.partition(begin)
+        assert mark, suite
+        readme = before + tables + rest.partition(end)[2]
+    return readme
 
 
 def _say(line: str) -> None:

@@ -48,6 +48,13 @@ class Sizes:
     opens: int = 9
     compact_versions: int = 6
     """Of each of `keys` keys; all but the last two go in the pass that is timed alone."""
+    idle_watchers: int = 10_000
+    idle_rounds: int = 31
+    fan_watchers: int = 1_000
+    fan_blocks: int = 2
+    fan_puts: int = 20
+    """Of one round, each of them a commit."""
+    watch_latencies: int = 5_000
 
     def scaled(self, keys: int) -> Sizes:
         """Return these sizes with another number of keys."""
@@ -73,6 +80,12 @@ QUICK = Sizes(
     million=3_000,
     opens=2,
     compact_versions=4,
+    idle_watchers=50,
+    idle_rounds=2,
+    fan_watchers=20,
+    fan_blocks=2,
+    fan_puts=5,
+    watch_latencies=20,
 )
 
 

@@ -2,10 +2,12 @@
 
 from mvccstore.clock import Clock, SystemClock
 from mvccstore.commit import Replicator
+from mvccstore.difference import Difference
 from mvccstore.engine import Engine, EngineOptions, EngineSize, engine_names, register_engine
 from mvccstore.errors import (
     ClosedError,
     CompactedError,
+    CompactionHeldError,
     ConflictError,
     CorruptError,
     DuplicateKeyError,
@@ -24,13 +26,24 @@ from mvccstore.errors import (
     StorageError,
     StorageFullError,
     StoreError,
+    SubscriptionError,
+    SubscriptionExistsError,
+    SubscriptionInUseError,
+    SubscriptionLostError,
+    SubscriptionNotFoundError,
     TxnError,
     TxnTooLargeError,
+    UnacknowledgedLimitError,
     ValueTooLargeError,
 )
+from mvccstore.hub import WatchBatch
+from mvccstore.lease import Lease
 from mvccstore.opening import open_store as open  # noqa: A004 - `mvccstore.open` is what users guess
-from mvccstore.options import Durability, Limits, Retention, StoreStats
+from mvccstore.options import Durability, HashResult, Limits, Retention, StoreStats
+from mvccstore.past import Blame, Change, RevertResult
 from mvccstore.store import Store
+from mvccstore.subscribing import SubscriptionInfo
+from mvccstore.subscription import Delivery, Subscription
 from mvccstore.transfer import restore
 from mvccstore.txn import Txn
 from mvccstore.types import (
@@ -38,7 +51,6 @@ from mvccstore.types import (
     Compare,
     DeleteResult,
     Event,
-    HashResult,
     KeyRange,
     Keys,
     KeyValue,
@@ -51,18 +63,24 @@ from mvccstore.types import (
     TxnResult,
 )
 from mvccstore.view import ReadView, Scan, Snapshot
+from mvccstore.watch import Watcher, WatchFilter
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Blame",
+    "Change",
     "Clock",
     "ClosedError",
     "Command",
     "CompactedError",
+    "CompactionHeldError",
     "Compare",
     "ConflictError",
     "CorruptError",
     "DeleteResult",
+    "Delivery",
+    "Difference",
     "DuplicateKeyError",
     "Durability",
     "Engine",
@@ -77,6 +95,7 @@ __all__ = [
     "KeyTooLargeError",
     "KeyValue",
     "Keys",
+    "Lease",
     "LeaseError",
     "LeaseExistsError",
     "LeaseNotFoundError",
@@ -93,6 +112,7 @@ __all__ = [
     "Request",
     "Result",
     "Retention",
+    "RevertResult",
     "RevisionError",
     "Scan",
     "Snapshot",
@@ -101,13 +121,24 @@ __all__ = [
     "Store",
     "StoreError",
     "StoreStats",
+    "Subscription",
+    "SubscriptionError",
+    "SubscriptionExistsError",
+    "SubscriptionInUseError",
+    "SubscriptionInfo",
+    "SubscriptionLostError",
+    "SubscriptionNotFoundError",
     "SystemClock",
     "Txn",
     "TxnError",
     "TxnRequest",
     "TxnResult",
     "TxnTooLargeError",
+    "UnacknowledgedLimitError",
     "ValueTooLargeError",
+    "WatchBatch",
+    "WatchFilter",
+    "Watcher",
     "engine_names",
     "open",
     "register_engine",

@@ -7,7 +7,8 @@ needs of it is written into the command before it is submitted, so applying stay
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 
 class Clock(Protocol):
@@ -19,6 +20,19 @@ class Clock(Protocol):
 
     def monotonic(self) -> float:
         """Seconds from an arbitrary start; never goes back."""
+        ...
+
+
+@runtime_checkable
+class MovableClock(Clock, Protocol):
+    """A clock that is moved by hand, and tells of it: a store then does at once what has become due."""
+
+    def add_listener(self, listener: Callable[[], None]) -> None:
+        """Have something called after each move, in the thread that moves it."""
+        ...
+
+    def remove_listener(self, listener: Callable[[], None]) -> None:
+        """Undo `add_listener`."""
         ...
 
 

@@ -35,6 +35,7 @@ from mvccstore.types import (
     CompactRequest,
     Compare,
     DeleteRequest,
+    Event,
     KeyRange,
     Keys,
     KeyValue,
@@ -42,6 +43,9 @@ from mvccstore.types import (
     LeaseRevokeRequest,
     PutRequest,
     RangeRequest,
+    SubscriptionAckRequest,
+    SubscriptionDeleteRequest,
+    SubscriptionSaveRequest,
     TxnRequest,
     WriteRequest,
 )
@@ -70,6 +74,8 @@ UNPACK_ERRORS = (ValueError, TypeError, msgpack.exceptions.UnpackException)
 pack: Callable[[object], bytes] = msgpack.packb
 new_row = partial(tuple.__new__, KeyValue)
 """Makes a `KeyValue` of a tuple or list without a call in Python."""
+new_event = partial(tuple.__new__, Event)
+"""Likewise an `Event`."""
 
 
 class LogPosition(NamedTuple):
@@ -233,30 +239,38 @@ def _request_fields(request: WriteRequest | RangeRequest) -> tuple[object, ...]:
         case PutRequest(key, value, lease, prev_kv, ignore_value, ignore_lease):
             return ("put", key, value, lease, prev_kv, ignore_value, ignore_lease)
         case DeleteRequest(keys, prev_kv):
-            return ("delete", _keys_fields(keys), prev_kv)
+            return ("delete", keys_fields(keys), prev_kv)
         case RangeRequest():
             fields = (getattr(request, name) for name in RangeRequest.__slots__[1:])
-            return ("range", _keys_fields(request.keys), *fields)
+            return ("range", keys_fields(request.keys), *fields)
         case TxnRequest(compare, success, failure):
-            compares = tuple((_keys_fields(c.keys), c.target, c.operator, c.operand) for c in compare)
+            compares = tuple((keys_fields(c.keys), c.target, c.operator, c.operand) for c in compare)
             return ("txn", compares, tuple(map(_request_fields, success)), tuple(map(_request_fields, failure)))
         case BatchRequest(requests, base_revision):
             return ("batch", tuple(map(_request_fields, requests)), base_revision)
-        case CompactRequest(revision):
-            return ("compact", revision)
+        case CompactRequest(revision, force):
+            return ("compact", revision, force)
         case LeaseGrantRequest(lease_id, ttl_ms):
             return ("grant", lease_id, ttl_ms)
         case LeaseRevokeRequest(lease_id):
             return ("revoke", lease_id)
+        case SubscriptionSaveRequest(name, keys, start_revision, hold_revisions, hold_ms):
+            return ("subscribe", name, keys_fields(keys), start_revision, hold_revisions, hold_ms)
+        case SubscriptionAckRequest(name, revision):
+            return ("ack", name, revision)
+        case SubscriptionDeleteRequest(name):
+            return ("unsubscribe", name)
         case _:
             assert_never(request)
 
 
-def _keys_fields(keys: Keys) -> bytes | tuple[bytes, bytes | None]:
+def keys_fields(keys: Keys) -> bytes | tuple[bytes, bytes | None]:
+    """Return a key or range as it is packed."""
     return keys if isinstance(keys, bytes) else (keys.start, keys.end)
 
 
-def _keys(fields: bytes | tuple[bytes, bytes | None]) -> Keys:
+def keys_of(fields: bytes | tuple[bytes, bytes | None]) -> Keys:
+    """Undo `keys_fields`. Raises what making a range does."""
     return fields if isinstance(fields, bytes) else KeyRange(*fields)
 
 
@@ -267,7 +281,7 @@ def _request(fields: tuple[Any, ...]) -> Any:
 
 def _txn(compares: Any, success: Any, failure: Any) -> TxnRequest:
     return TxnRequest(
-        tuple(Compare(_keys(keys), *rest) for keys, *rest in compares),
+        tuple(Compare(keys_of(keys), *rest) for keys, *rest in compares),
         tuple(map(_request, success)),
         tuple(map(_request, failure)),
     )
@@ -282,16 +296,19 @@ def _flags(flags: tuple[Any, ...]) -> tuple[bool, ...]:
 
 
 def _range(keys: Any, revision: Any, limit: Any, target: Any, order: Any, *rest: Any) -> RangeRequest:
-    return RangeRequest(_keys(keys), revision, limit, target, order, *_flags(rest[:2]), *rest[2:])
+    return RangeRequest(keys_of(keys), revision, limit, target, order, *_flags(rest[:2]), *rest[2:])
 
 
 _REQUESTS: dict[str, Callable[..., Any]] = {
     "put": lambda key, value, lease, *flags: PutRequest(key, value, lease, *_flags(flags)),
-    "delete": lambda keys, *flags: DeleteRequest(_keys(keys), *_flags(flags)),
+    "delete": lambda keys, *flags: DeleteRequest(keys_of(keys), *_flags(flags)),
     "range": _range,
     "txn": _txn,
     "batch": lambda requests, base: BatchRequest(tuple(map(_request, requests)), base),
-    "compact": CompactRequest,
+    "compact": lambda revision, *flags: CompactRequest(revision, *_flags(flags)),
     "grant": LeaseGrantRequest,
     "revoke": LeaseRevokeRequest,
+    "subscribe": lambda name, keys, *rest: SubscriptionSaveRequest(name, keys_of(keys), *rest),
+    "ack": SubscriptionAckRequest,
+    "unsubscribe": SubscriptionDeleteRequest,
 }

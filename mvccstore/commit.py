@@ -30,9 +30,10 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from mvccstore.errors import StoreError
 from mvccstore.types import Command, Result
 
 BATCH_MAX = 1_000
@@ -125,6 +126,24 @@ class CommitQueue:
             raise turn.error
         assert turn.result is not None
         return turn.result
+
+    def propose_many(self, commands: Sequence[Command]) -> list[Result | StoreError]:
+        """Apply commands, at most `BATCH_MAX`, in one commit; return a result or an error for each, in order.
+
+        Takes an exclusive turn: what other threads propose meanwhile goes into the commit after it.
+        """
+        assert len(commands) <= BATCH_MAX
+        turns = [Turn(command) for command in commands]
+        try:
+            try:
+                self.enter()
+                self._apply(turns)
+            finally:
+                self.leave()
+        except BaseException:
+            self.leave()  # again, as it may be what was interrupted
+            raise
+        return [turn.error if isinstance(turn.error, StoreError) else turn.answer() for turn in turns]
 
     def enter(self) -> None:
         """Wait until the store is this thread's alone. Every `enter` needs a `leave`, from the same thread."""

@@ -26,7 +26,7 @@ from weakref import ref
 from mvccstore.commit import CommitQueue, Turn
 from mvccstore.engine import Engine
 from mvccstore.errors import ClosedError, FormatError, StorageError, StoreError, TxnError
-from mvccstore.mvcc.apply import apply
+from mvccstore.mvcc.apply import Changes, apply
 from mvccstore.mvcc.state import State, check_format, load, load_compaction, save_format
 from mvccstore.tables import RetryWrite, Table, WriteTxn
 from mvccstore.types import Command, Result
@@ -70,10 +70,11 @@ class Committer:
 
     Args:
         engine: Where it commits to.
-        on_commit: Called after each commit, in the turn.
+        on_commit: Called after each commit, in the turn, with what it changed; with None if that was lost, as the
+            commit was interrupted.
     """
 
-    def __init__(self, engine: Engine, on_commit: Callable[[], None]) -> None:
+    def __init__(self, engine: Engine, on_commit: Callable[[Changes | None], None]) -> None:
         self._engine = engine
         self._on_commit = on_commit
         self._is_stale = False
@@ -144,18 +145,18 @@ class Committer:
                 try:
                     change(txn)
                     compaction = load_compaction(txn, self._engine.path)
-                    self.commit(txn, self.state._replace(compaction=compaction))
+                    self.commit(txn, self.state._replace(compaction=compaction), Changes())
                 except RetryWrite:
                     continue
                 return
 
-    def commit(self, txn: WriteTxn, state: State) -> None:
+    def commit(self, txn: WriteTxn, state: State, changes: Changes) -> None:
         """Commit a transaction that leads to `state`, and publish it. In a turn."""
         self._is_stale = True
         txn.commit()
         self.state = state
+        self._on_commit(changes)
         self._is_stale = False
-        self._on_commit()
 
     def apply_replicated(self, commands: list[Command], marker: bytes) -> list[Result | StoreError]:
         """Apply commands that a quorum has, in one commit, with the replicator's place in its log.
@@ -189,7 +190,8 @@ class Committer:
         if self._is_stale:
             with closing(self._engine.read()) as txn:
                 self.state = load(txn, self._engine.path)
-                self._is_stale = False
+            self._on_commit(None)
+            self._is_stale = False
 
     def _apply(self, turns: list[Turn]) -> None:
         """Apply the commands of some turns in one commit. Called by the queue's leader."""
@@ -214,12 +216,13 @@ class Committer:
         while True:
             state = before = self.state
             answers: list[Result | StoreError] = []
+            changes = Changes()
             txn = self._engine.write()
             try:
                 for turn in turns:
                     assert turn.command is not None
                     try:
-                        state, answer = apply(txn, state, turn.command)
+                        state, answer = apply(txn, state, turn.command, changes)
                         answers.append(answer)
                     except StorageError:
                         raise
@@ -227,7 +230,7 @@ class Committer:
                         answers.append(error)
                 if marker is not None:
                     txn.put(Table.META, _MARKER, marker)
-                self.commit(txn, state)
+                self.commit(txn, state, changes)
             except RetryWrite:
                 continue
             except Exception:

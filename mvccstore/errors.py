@@ -51,6 +51,37 @@ class FutureRevisionError(RevisionError):
         return f"revision {self.revision} is in the future; the current one is {self.current_revision}"
 
 
+class SubscriptionLostError(CompactedError):
+    """What a subscription was to deliver next was compacted away; `Subscription.skip` goes on behind it."""
+
+    def __init__(self, name: str, revision: int, compact_revision: int) -> None:
+        super().__init__(revision, compact_revision)
+        self.args = (name, revision, compact_revision)
+        self.name = name
+        self.lost = compact_revision - revision
+        """Revisions, from `revision` on."""
+
+    def __str__(self) -> str:
+        return (
+            f"subscription {self.name!r} has lost {self.lost:,} revisions from {self.revision} on, compacted before "
+            f"they were acknowledged; the compact revision is {self.compact_revision}"
+        )
+
+
+class CompactionHeldError(RevisionError):
+    """A subscription still needs what a compaction was to forget."""
+
+    def __init__(self, revision: int, held_revision: int, name: str) -> None:
+        super().__init__(revision, held_revision, name)
+        self.revision, self.held_revision, self.name = revision, held_revision, name
+
+    def __str__(self) -> str:
+        return (
+            f"cannot compact to {self.revision}: subscription {self.name!r} needs revision {self.held_revision} and "
+            "all after it"
+        )
+
+
 class LimitError(StoreError):
     """A request is larger than the store was told to accept."""
 
@@ -82,6 +113,13 @@ class TxnTooLargeError(LimitError):
 
     noun = "txn"
     unit = "operations"
+
+
+class UnacknowledgedLimitError(LimitError):
+    """A subscription has delivered so much unacknowledged that it delivers no more."""
+
+    noun = "backlog"
+    unit = "unacknowledged deliveries"
 
 
 class TxnError(StoreError):
@@ -143,6 +181,35 @@ class LeaseExistsError(LeaseError):
 
     def __str__(self) -> str:
         return f"lease {self.lease_id} already exists"
+
+
+class SubscriptionError(StoreError):
+    """A subscription cannot be used as asked."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+class SubscriptionNotFoundError(SubscriptionError):
+    """No subscription has this name."""
+
+    def __str__(self) -> str:
+        return f"there is no subscription {self.name!r}"
+
+
+class SubscriptionExistsError(SubscriptionError):
+    """A subscription has this name already, and other keys."""
+
+    def __str__(self) -> str:
+        return f"subscription {self.name!r} exists already, with other keys"
+
+
+class SubscriptionInUseError(SubscriptionError):
+    """Somebody has this subscription open."""
+
+    def __str__(self) -> str:
+        return f"subscription {self.name!r} is open already; several threads may share it, or close it first"
 
 
 class StorageError(StoreError):

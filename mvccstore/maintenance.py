@@ -10,9 +10,9 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 
-from mvccstore.clock import Clock
+from mvccstore.clock import Clock, MovableClock
 from mvccstore.committer import Committer
 from mvccstore.engine import Engine
 from mvccstore.errors import StoreError
@@ -25,6 +25,7 @@ STEP_RECORDS_MIN = 100
 STEP_RECORDS_MAX = 20_000
 LOG_SHARE = 8
 """A pass that has looked at an eighth of the log goes on in key order."""
+RETRY_SECONDS = 1.0
 STEP_SECONDS = 0.006
 """What one write transaction of a pass should take: writers wait for it, and 20 ms is their limit."""
 
@@ -99,18 +100,20 @@ class Reclaimer:
 
 
 class Maintainer:
-    """The store's own thread. Holds the store weakly: one that is forgotten is not kept alive by it."""
+    """The store's own thread. Holds the store weakly: one that is forgotten is not kept alive by it.
 
-    def __init__(self, work: Callable[[], None], interval: float | None) -> None:
+    Args:
+        work: What is done when it is woken, or something is due.
+        due_in: Returns the seconds until then; None if nothing will be due.
+    """
+
+    def __init__(self, work: Callable[[], None], due_in: Callable[[], float | None]) -> None:
         self._work = weakref.WeakMethod(work)
-        self._interval = interval
+        self._due_in = weakref.WeakMethod(due_in)
         self._condition = threading.Condition()  # guards the three below; a leaf lock
         self._thread: threading.Thread | None = None
         self._is_wanted = False
         self._is_stopping = False
-        if interval is not None:
-            with self._condition:
-                self._start()
 
     def wake(self) -> None:
         """Have the work done soon."""
@@ -139,10 +142,18 @@ class Maintainer:
             self._thread.join()
 
     def _run(self) -> None:
+        seconds_min = 0.0
         while True:
+            due_in = self._due_in()
+            if due_in is None:
+                return
+            seconds = due_in()
+            del due_in
             with self._condition:
                 if not self._is_wanted and not self._is_stopping:
-                    self._condition.wait(self._interval)
+                    self._condition.wait(
+                        None if seconds is None else min(max(seconds, seconds_min), threading.TIMEOUT_MAX)
+                    )
                 if self._is_stopping:
                     return
                 self._is_wanted = False
@@ -151,9 +162,30 @@ class Maintainer:
                 return
             try:
                 work()
+                seconds_min = 0.0
             except StoreError:
                 # A full disk or a store being closed: the next call of the user meets the same and says so,
-                # and the work is taken up again at the next wake-up.
-                continue
+                # and the work is taken up again at the next wake-up, or soon if it is still due then.
+                seconds_min = RETRY_SECONDS
             finally:
                 del work
+
+
+def listen(method: Callable[[], None], clock: Clock) -> Callable[[], None]:
+    """Have a method called when a clock is moved, as long as its object lives. Return what undoes that."""
+    if not isinstance(clock, MovableClock):
+        return lambda: None
+    weak = weakref.WeakMethod(method)
+
+    def listener() -> None:
+        found = weak()
+        if found is not None:
+            found()
+
+    clock.add_listener(listener)
+
+    def stop() -> None:
+        with suppress(ValueError):  # stopped before
+            clock.remove_listener(listener)
+
+    return stop

@@ -57,6 +57,16 @@ class Retention:
 
 
 @dataclass(frozen=True, slots=True)
+class HashResult:
+    """A hash over the history up to a revision, equal to etcd's HashKV of the same history."""
+
+    hash: int
+    compact_revision: int
+    """-1 on a store that was never compacted."""
+    hash_revision: int
+
+
+@dataclass(frozen=True, slots=True)
 class StoreStats:
     """Facts about an open store."""
 

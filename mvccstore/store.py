@@ -25,37 +25,41 @@ import os
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from typing import Self
 
 from mvccstore.clock import Clock, SystemClock
 from mvccstore.codec import COMPLEMENT, UNPACK_ERRORS, entry_floor, new_row, unpack_row
 from mvccstore.commit import Replicator
 from mvccstore.committer import Committer, ensure_format
-from mvccstore.engine import DEFAULT_ENGINE, IN_MEMORY, Engine
+from mvccstore.engine import IN_MEMORY, Engine
 from mvccstore.errors import (
     ClosedError,
-    CompactedError,
     StorageError,
+    StorageFullError,
     StoreError,
 )
-from mvccstore.maintenance import Maintainer, Reclaimer
-from mvccstore.mvcc import check, hashing, read, times
+from mvccstore.hub import Hub
+from mvccstore.lease import Leases
+from mvccstore.live import LiveView
+from mvccstore.maintenance import Maintainer, Reclaimer, listen
+from mvccstore.mvcc import read
+from mvccstore.mvcc.apply import Changes
 from mvccstore.mvcc.state import NEVER_COMPACTED, load
 from mvccstore.mvcc.validate import check_txn
-from mvccstore.options import Durability, Limits, Retention, StoreStats
+from mvccstore.options import Durability, Limits, Retention
+from mvccstore.past import Past
 from mvccstore.pins import Pins
 from mvccstore.quota import Quota
+from mvccstore.recipes.catalogue import Recipes
+from mvccstore.subscribing import Consumers, Subscribing
 from mvccstore.tables import LOG_KEY_BYTES, Table
-from mvccstore.transfer import Progress, copy_to, finished_file
 from mvccstore.txn import Txn, TxnHost
 from mvccstore.types import (
     Command,
-    CompactRequest,
     Compare,
     DeleteRequest,
     DeleteResult,
-    HashResult,
     KeyValue,
     PutRequest,
     PutResult,
@@ -66,6 +70,7 @@ from mvccstore.types import (
     WriteRequest,
     check_revision,
 )
+from mvccstore.upkeep import Upkeep
 from mvccstore.view import Cut, Snapshot, View
 from mvccstore.write import WritableView
 
@@ -73,7 +78,7 @@ _LOG = Table.LOG
 _open_stores: weakref.WeakSet[Store] = weakref.WeakSet()
 
 
-class Store(WritableView):
+class Store(WritableView, LiveView, Subscribing, Upkeep, Past, Recipes):
     """An open store. Get one from `mvccstore.open`. Any number of threads may use it at once.
 
     A context manager. Every method raises `ClosedError` once it is closed.
@@ -104,19 +109,27 @@ class Store(WritableView):
         self._is_closed = True  # until there is something to close
         ensure_format(engine, read_only=read_only)
         self._committer = Committer(engine, self._after_commit)
+        self._hub = Hub(self._committer.state.revision, (lambda: self.revision) if read_only else None)
+        self._leases = Leases(self._clock, self._submit, self._wake_maintainer)
+        self._consumers = Consumers()
         self._pins = Pins(self._floor)
+        self._reclaimer = Reclaimer(engine, self._committer, self._pins, self._clock)
+        self._maintainer = Maintainer(self._maintain, self._due_in)
+        self._retained_at = self._synced_at = self._clock.monotonic()
+        self._sync_interval = sync_interval
+        self._is_dirty = True
+        if quota_bytes:
+            self._quota.measure()
+        # After all that a commit needs, as it may apply what it has at once.
         self._replicator = replicator(self) if replicator is not None else None
         self._propose = (self._replicator or self._committer.queue).propose
-        self._reclaimer = Reclaimer(engine, self._committer, self._pins, self._clock)
-        intervals = [retention.check_seconds] if retention is not None else []
-        intervals += [sync_interval] if durability is Durability.INTERVAL else []
-        self._maintainer = Maintainer(self._maintain, min(intervals, default=None) if not read_only else None)
-        self._retained_at = self._clock.monotonic()
-        self._is_dirty = False
-        self._after_commit()
+        if not read_only:
+            with closing(engine.read()) as txn:
+                self._leases.load(txn, self._path)
+        self._listener = listen(self._when_time_was_moved, self._clock)
         self._is_closed = False
         _open_stores.add(self)
-        if not read_only and self._needs_reclaiming():
+        if not read_only and (self._needs_reclaiming() or self._due_in() is not None):
             self._maintainer.wake()
 
     # Facts
@@ -309,6 +322,26 @@ class Store(WritableView):
             self._quota.admit(request)
         return self._propose(Command(request, self._clock.time_ms()))
 
+    def _submit_many(self, requests: Sequence[WriteRequest]) -> list[Result | StoreError]:
+        """As `submit` for each of at most `BATCH_MAX` requests, but in one commit. Not beside a replicator."""
+        assert self._replicator is None
+        self._check_writable()
+        self._committer.check_not_inside()
+        now = self._clock.time_ms()
+        commands: list[Command] = []
+        refused: dict[int, StoreError] = {}
+        for place, request in enumerate(requests):
+            try:
+                self._quota.admit(request)
+            except StorageFullError as error:
+                refused[place] = error
+            else:
+                commands.append(Command(request, now))
+        answers = self._committer.queue.propose_many(commands) if commands else []
+        for place, refusal in refused.items():  # ascending, so each goes to where it stays
+            answers.insert(place, refusal)
+        return answers
+
     def apply_replicated(self, commands: Sequence[Command], marker: bytes) -> list[Result | StoreError]:
         """Apply commands that a replicator has had agreed on, all in one commit with its `marker`.
 
@@ -320,210 +353,22 @@ class Store(WritableView):
         """Return the marker of the last `apply_replicated`; None if there was none."""
         return self._committer.replicated_marker()
 
-    def _after_commit(self) -> None:
+    def _after_commit(self, changes: Changes | None) -> None:
         self._is_dirty = True
         if self._quota.limit_bytes:
             self._quota.measure()
+        revision = self._committer.state.revision
+        if changes is None:
+            with closing(self._engine.read()) as txn:
+                self._leases.load(txn, self._path)
+            self._hub.lost(revision)
+            self._wake_maintainer()  # there may be a new lease
+            return
+        if changes.leases is not None:
+            self._leases.on_commit(changes.leases)
+        self._hub.publish(changes, revision)
 
-    # Compaction
-
-    def compact(
-        self,
-        revision: int | None = None,
-        *,
-        keep_revisions: int | None = None,
-        keep_seconds: float | None = None,
-        physical: bool = False,
-    ) -> None:
-        """Forget history below a revision, keeping what is visible at it.
-
-        Reads below it then raise; reads at or above it answer as before. Returns once that floor is durable;
-        space is reclaimed later, in batches that let writers in between, going on at the next `open` if
-        interrupted. Open snapshots and scans hold back what they read until they are closed.
-
-        Args:
-            revision: From `compact_revision` + 1 to the current revision. Give it or one of the next two.
-            keep_revisions: Compact so that the last so many revisions before the current one stay; nothing
-                happens if there are not more.
-            keep_seconds: Compact so that what was current within this time stays, to 10 ms.
-            physical: Return only when the space is reclaimed, as far as open snapshots let it be.
-
-        Raises:
-            CompactedError: `revision` is at or below the compact revision.
-            FutureRevisionError: `revision` is above the current one.
-
-        Cost: one commit, then O(revisions since the last compaction).
-
-        >>> import mvccstore
-        >>> store = mvccstore.open()
-        >>> store.put(b"k", b"1"), store.put(b"k", b"2")
-        (2, 3)
-        >>> store.compact(3)
-        >>> store.get(b"k", revision=2)
-        Traceback (most recent call last):
-            ...
-        mvccstore.errors.CompactedError: revision 2 was compacted; the compact revision is 3
-        """
-        if [revision, keep_revisions, keep_seconds].count(None) != 2:
-            msg = "compact takes one of: a revision, keep_revisions, keep_seconds"
-            raise ValueError(msg)
-        self._check_writable()
-        if revision is not None:
-            check_revision(revision)
-            self._submit(CompactRequest(revision))
-        else:
-            self.enforce(Retention(keep_revisions, keep_seconds))
-        if physical:
-            self.reclaim()
-        elif self._needs_reclaiming():
-            self._maintainer.wake()
-
-    def enforce(self, retention: Retention) -> None:
-        """Compact to what a retention keeps; nothing happens if there is not more than that.
-
-        Cost: two commits at most; a lookup for each bit of the revision to find it by age.
-        """
-        self._check_open()
-        state = self._committer.state
-        with closing(self._engine.read()) as txn:
-            target = times.retained(txn, retention, self._clock.time_ms(), state.revision)
-        if target > max(state.floor, 1):
-            with suppress(CompactedError):  # somebody else was first, and went further
-                self._submit(CompactRequest(target))
-
-    def reclaim(self) -> None:
-        """Remove what was compacted from the file now, as far as open snapshots and scans let it go.
-
-        Writers get their turn in between. Harmless if there is nothing.
-
-        Cost: O(revisions compacted).
-        """
-        self._check_writable()
-        self._committer.check_not_inside()
-        self._reclaimer.run()
-
-    def _needs_reclaiming(self) -> bool:
-        return self._pins.oldest() > self._committer.state.compaction.reclaimed
-
-    def _maintain(self) -> None:
-        """Do what is due. Called by the maintenance thread."""
-        now = self._clock.monotonic()
-        if self._retention is not None and now - self._retained_at >= self._retention.check_seconds:
-            self._retained_at = now
-            self.enforce(self._retention)
-        if self._durability is Durability.INTERVAL:
-            self.sync()
-        self._reclaimer.run(lambda: self._maintainer.is_stopping)
-
-    # The file
-
-    def sync(self) -> None:
-        """Make everything committed so far survive a power cut, whatever the durability.
-
-        Cost: one fsync, if anything was written since the last.
-        """
-        self._check_open()
-        if self._is_dirty and not self._read_only:
-            self._is_dirty = False
-            self._engine.sync()
-
-    def backup(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        engine: str | None = None,
-        overwrite: bool = False,
-        progress: Progress | None = None,
-    ) -> None:
-        """Write a copy of the whole store, history included, as of one revision, while it is used.
-
-        The copy is a store itself: open it, read it, check it. `mvccstore.restore` makes a new one of it.
-
-        Args:
-            path: The file to write. It appears under this name when it is complete and on disk.
-            engine: The engine of the copy; by default this store's, or `lmdb` if that keeps nothing.
-            overwrite: Replace the file if it exists.
-            progress: Called with the records copied and their total, where they are copied one by one.
-
-        Raises:
-            StorageError: The file exists, or cannot be written.
-            LockedError: It is a store that is open.
-            TxnError: This thread is in a transaction block.
-
-        Cost: O(file) between the same engines, a read and two writes a record between others, and for a file
-        of which less than half is in use: the copy is then compact.
-        """
-        self._check_open()
-        self._committer.check_not_inside()
-        target = os.fspath(path)
-        name = engine or (DEFAULT_ENGINE if self._name == "memory" else self._name)
-        release = self._hold_history(0)[1]
-        try:
-            with finished_file(target, overwrite=overwrite) as partial:
-                copy_to(self._engine, partial, name, progress)
-        finally:
-            release()
-
-    def check(self, *, structure: bool = True, progress: Progress | None = None) -> list[str]:
-        """Hold the stored form against its invariants, and return what is wrong; empty if nothing is.
-
-        The invariants, I1 to I10, are listed in `mvccstore.mvcc.check`.
-
-        Args:
-            structure: Check the engine's own file structure first; writers wait for that, and if it is
-                broken, nothing further is looked at. Without it, LMDB may end the process on a broken file.
-            progress: Called with the records checked and their total.
-
-        Cost: O(store): every record is read twice; about 20 us for each page of an LMDB file on top.
-        """
-        self._check_open()
-        found: list[str] = []
-        if structure:
-            if self._read_only:
-                found += self._engine.problems()
-            else:
-                found += self._committer.alone(self._engine.problems)
-        if found:
-            return found  # walking what stands on a broken structure could end the process
-        with closing(self._engine.read()) as txn:
-            return check.problems(txn, self._path, progress)
-
-    def hash_kv(self, *, revision: int = 0) -> HashResult:
-        """Hash the whole history up to a revision: equal to etcd's HashKV of the same history.
-
-        Raises:
-            CompactedError: `revision` is below the compact revision.
-            FutureRevisionError: `revision` is above the current one.
-
-        Cost: every record is read and hashed: 20 us each, or 1 us with `google-crc32c` installed.
-        """
-        check_revision(revision)
-        cut = self._cut(revision)
-        try:
-            return hashing.hash_kv(cut.txn, revision or cut.revision, cut.floor)
-        finally:
-            cut.txn.close()
-
-    def stats(self) -> StoreStats:
-        """Return facts about the store. Cost: a few lookups."""
-        self._check_open()
-        with closing(self._engine.read()) as txn:
-            state = load(txn, self._path)
-            kept, leases = txn.length(Table.LOG), txn.length(Table.LEASES)
-        size = self._engine.size()
-        return StoreStats(
-            engine=self._name,
-            path=self._path,
-            revision=state.revision,
-            compact_revision=state.compaction.revision,
-            reclaimed_revision=state.compaction.reclaimed,
-            revisions_kept=kept,
-            used_bytes=size.used_bytes,
-            file_bytes=size.file_bytes,
-            leases=leases,
-            snapshots=len(self._pins),
-            durability=self._durability,
-        )
+    # Closing
 
     def close(self) -> None:
         """Close the store: wait for writers that are at it, sync, release the file. Closing twice is harmless.
@@ -533,6 +378,9 @@ class Store(WritableView):
         if self._is_closed:
             return
         self._committer.check_not_inside()
+        self._listener()
+        self._save_progress(is_ending=True)
+        self._hub.close()
         self._maintainer.stop()
         if self._replicator is not None:
             self._replicator.close()
@@ -543,6 +391,7 @@ class Store(WritableView):
             if self._durability is not Durability.FSYNC:
                 self.sync()
             self._is_closed = True
+            self._leases.close()
             self._committer.close()
         finally:
             self._engine.close()
@@ -565,6 +414,9 @@ class Store(WritableView):
         """
         self._is_closed = True
         self._committer.forget()
+        self._hub.forget()
+        self._leases.forget()
+        self._consumers.forget()
         self._propose = self._committer.queue.propose
         self._pins.forget()
         self._quota.forget()

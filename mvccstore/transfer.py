@@ -25,7 +25,7 @@ from mvccstore.engine import Engine, EngineOptions, detect_engine, open_engine
 from mvccstore.engine.disk import fsync_directory
 from mvccstore.engine.lockfile import WriterLock
 from mvccstore.errors import CorruptError, FormatError, StorageError
-from mvccstore.mvcc import check, lease
+from mvccstore.mvcc import check, lease, subscription
 from mvccstore.mvcc.read import PAGE_ROWS
 from mvccstore.mvcc.state import (
     FIRST_REVISION,
@@ -87,6 +87,7 @@ def copy_records(source: Engine, target: Engine, progress: Progress | None = Non
     with closing(source.read()) as txn:
         state = load(txn, source.path)
         granted = list(_table(txn, Table.LEASES))
+        subscribed = list(subscription.packed_records(txn))
         total = txn.length(Table.LOG)
     compaction = Compaction()
     if state.compaction.revision != NEVER_COMPACTED:
@@ -97,6 +98,8 @@ def copy_records(source: Engine, target: Engine, progress: Progress | None = Non
         save_compaction(txn, compaction)
         for name, packed in granted:
             txn.put(Table.LEASES, name, packed)
+        for name, packed in subscribed:
+            txn.put(Table.META, name, packed)
 
     _write(target, prepare)
     copier = _Copier(source, state.revision, compaction.revision, {name for name, _ in granted})
@@ -212,7 +215,7 @@ def restore(
 ) -> int:
     """Make a store at `path` from a backup, after checking the backup; return its revision.
 
-    Keys, history, revisions and leases are the backup's. The backup is only read.
+    Keys, history, revisions, leases and subscriptions are the backup's. The backup is only read.
 
     Args:
         backup: What `Store.backup` wrote, or any store's file.

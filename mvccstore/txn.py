@@ -24,15 +24,15 @@ from mvccstore.commit import Replicator
 from mvccstore.committer import Block, Committer
 from mvccstore.engine import Engine
 from mvccstore.errors import ClosedError, StorageError, TxnError
-from mvccstore.mvcc.apply import RevisionWriter
+from mvccstore.mvcc.apply import Changes, RevisionWriter
 from mvccstore.mvcc.read import check_readable
 from mvccstore.mvcc.state import State
 from mvccstore.options import Limits
+from mvccstore.past import RevertibleView
 from mvccstore.quota import Quota
 from mvccstore.tables import ReadTxn, RetryWrite, WriteTxn
 from mvccstore.types import BatchRequest, Command, DeleteRequest, DeleteResult, PutRequest, PutResult
 from mvccstore.view import Cut
-from mvccstore.write import WritableView
 
 T = TypeVar("T")
 
@@ -113,7 +113,7 @@ class TxnHost:
         time_ms = self._clock.time_ms()
         if self._replicator is None:
             state = writer.finish(time_ms)
-            self._committer.commit(writer.txn, state)
+            self._committer.commit(writer.txn, state, writer.changes)
             return state.revision
         # What was applied here was for the block's own reads. It counts when the replicator says so, in its
         # own turn, and only if nobody wrote in between.
@@ -121,7 +121,7 @@ class TxnHost:
         return self._replicator.propose(Command(batch, time_ms)).revision
 
 
-class Txn(WritableView):
+class Txn(RevertibleView):
     """An open transaction block. Get one from `Store.begin`; use it as a context manager.
 
     Belongs to the thread that began it. Committed at the end of the `with` block, rolled back if the block
@@ -146,7 +146,7 @@ class Txn(WritableView):
             raise
 
     def _start(self) -> None:
-        self._writer = RevisionWriter(self._host.write(), self._state)
+        self._writer = RevisionWriter(self._host.write(), self._state, Changes())
 
     @property
     def revision(self) -> int:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, overload
+from operator import index
+from typing import Literal, NamedTuple, SupportsIndex, overload
 
 SortTarget = Literal["key", "version", "create", "mod", "value"]
 SortOrder = Literal["none", "ascend", "descend"]
 CompareTarget = Literal["version", "create", "mod", "value", "lease"]
 CompareOperator = Literal["==", "!=", ">", "<"]
 
+SUBSCRIPTION_NAME_BYTES_MAX = 255
 _SORT_TARGETS = frozenset({"key", "version", "create", "mod", "value"})
 _SORT_ORDERS = frozenset({"none", "ascend", "descend"})
 _COMPARE_TARGETS = frozenset({"version", "create", "mod", "value", "lease"})
@@ -250,9 +252,9 @@ class Compare:
         return Compare(keys, "value", operator, operand)
 
     @staticmethod
-    def lease(keys: Keys, operator: CompareOperator, operand: int) -> Compare:
-        """Compare the id of the lease the key is attached to."""
-        return Compare(keys, "lease", operator, operand)
+    def lease(keys: Keys, operator: CompareOperator, operand: SupportsIndex) -> Compare:
+        """Compare the id of the lease the key is attached to; 0 is none."""
+        return Compare(keys, "lease", operator, lease_id_of(operand))
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,9 +300,10 @@ class BatchRequest:
 
 @dataclass(frozen=True, slots=True)
 class CompactRequest:
-    """Forget history below `revision`."""
+    """Forget history below `revision`; with `force`, also what a subscription holds."""
 
     revision: int
+    force: bool = False
 
     def __post_init__(self) -> None:
         if type(self.revision) is not int:
@@ -330,8 +333,51 @@ class LeaseRevokeRequest:
         check_lease_id(self.lease_id)
 
 
+@dataclass(frozen=True, slots=True)
+class SubscriptionSaveRequest:
+    """Create a subscription, or give it other terms."""
+
+    name: str
+    keys: Keys
+    start_revision: int | None
+    """The first to deliver, 0 for the one after the current; None leaves the cursor of an existing one alone."""
+    hold_revisions: int | None = None
+    hold_ms: int | None = None
+
+    def __post_init__(self) -> None:
+        check_subscription_name(self.name)
+        check_keys(self.keys)
+        for number in (self.start_revision, self.hold_revisions, self.hold_ms):
+            if number is not None:
+                check_revision(number)
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriptionAckRequest:
+    """Move the cursor of a subscription forward to `revision`, if it is behind that."""
+
+    name: str
+    revision: int
+
+    def __post_init__(self) -> None:
+        check_subscription_name(self.name)
+        check_revision(self.revision)
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriptionDeleteRequest:
+    """Forget a subscription."""
+
+    name: str
+
+    def __post_init__(self) -> None:
+        check_subscription_name(self.name)
+
+
+SubscriptionRequest = SubscriptionSaveRequest | SubscriptionAckRequest | SubscriptionDeleteRequest
+LeaseRequest = LeaseGrantRequest | LeaseRevokeRequest
 WriteRequest = (
-    PutRequest | DeleteRequest | TxnRequest | BatchRequest | CompactRequest | LeaseGrantRequest | LeaseRevokeRequest
+    PutRequest | DeleteRequest | TxnRequest | BatchRequest | CompactRequest | LeaseRequest | SubscriptionRequest
 )
 
 
@@ -358,13 +404,13 @@ class Op:
         key: bytes,
         value: bytes,
         *,
-        lease: int = 0,
+        lease: SupportsIndex = 0,
         prev_kv: bool = False,
         ignore_value: bool = False,
         ignore_lease: bool = False,
     ) -> PutRequest:
         """Set a key; see `Store.put`."""
-        return PutRequest(key, value, lease, prev_kv, ignore_value, ignore_lease)
+        return PutRequest(key, value, lease_id_of(lease), prev_kv, ignore_value, ignore_lease)
 
     @staticmethod
     def delete(keys: Keys, *, prev_kv: bool = False) -> DeleteRequest:
@@ -475,16 +521,6 @@ class TxnResult:
 Result = PutResult | DeleteResult | RangeResult | TxnResult
 
 
-@dataclass(frozen=True, slots=True)
-class HashResult:
-    """A hash over the history up to a revision, equal to etcd's HashKV of the same history."""
-
-    hash: int
-    compact_revision: int
-    """-1 on a store that was never compacted."""
-    hash_revision: int
-
-
 _EMPTY_KEY = "key is empty"
 
 
@@ -518,6 +554,16 @@ def check_revision(revision: int) -> None:
         raise ValueError(msg)
 
 
+def check_subscription_name(name: str) -> None:
+    """Raise unless `name` is a string of 1 to 255 bytes."""
+    if type(name) is not str:
+        msg = f"the name of a subscription is a {type(name).__name__}, not a str"
+        raise TypeError(msg)
+    if not 1 <= len(name.encode()) <= SUBSCRIPTION_NAME_BYTES_MAX:
+        msg = f"the name of a subscription has {len(name.encode())} bytes, not 1 to {SUBSCRIPTION_NAME_BYTES_MAX}"
+        raise ValueError(msg)
+
+
 def check_lease_id(lease_id: int) -> None:
     """Raise unless `lease_id` is a signed 64-bit number."""
     if type(lease_id) is not int:
@@ -525,6 +571,11 @@ def check_lease_id(lease_id: int) -> None:
     if not -(2**63) <= lease_id < 2**63:
         msg = f"lease is {lease_id}, not a signed 64-bit number"
         raise ValueError(msg)
+
+
+def lease_id_of(lease: SupportsIndex) -> int:
+    """Return the id of a lease, which may be given itself."""
+    return lease if isinstance(lease, int) else index(lease)
 
 
 def check_limit(limit: int) -> None:

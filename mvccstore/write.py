@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Literal, overload
+from typing import Literal, SupportsIndex, overload
 
 from mvccstore.mvcc.validate import check_keys_size, check_put
 from mvccstore.options import Limits
-from mvccstore.types import DeleteRequest, DeleteResult, Keys, PutRequest, PutResult
+from mvccstore.types import DeleteRequest, DeleteResult, Keys, PutRequest, PutResult, lease_id_of
 from mvccstore.view import View
 
 
@@ -35,7 +35,7 @@ class WritableView(View):
         key: bytes,
         value: bytes = ...,
         *,
-        lease: int = ...,
+        lease: SupportsIndex = ...,
         prev_kv: Literal[False] = ...,
         ignore_value: bool = ...,
         ignore_lease: bool = ...,
@@ -46,7 +46,7 @@ class WritableView(View):
         key: bytes,
         value: bytes = ...,
         *,
-        lease: int = ...,
+        lease: SupportsIndex = ...,
         prev_kv: Literal[True],
         ignore_value: bool = ...,
         ignore_lease: bool = ...,
@@ -56,7 +56,7 @@ class WritableView(View):
         key: bytes,
         value: bytes = b"",
         *,
-        lease: int = 0,
+        lease: SupportsIndex = 0,
         prev_kv: bool = False,
         ignore_value: bool = False,
         ignore_lease: bool = False,
@@ -69,7 +69,7 @@ class WritableView(View):
         Args:
             key: Not empty, at most `limits.key_bytes_max` bytes.
             value: At most `limits.value_bytes_max` bytes; may be empty.
-            lease: The lease to attach the key to; 0 detaches it from any.
+            lease: The lease to attach the key to, or its id; 0 detaches it from any.
             prev_kv: Return a `PutResult` with the key as it was before.
             ignore_value: Keep the value, which must not be given then.
             ignore_lease: Keep the lease, which must not be given then.
@@ -83,7 +83,7 @@ class WritableView(View):
         Cost: three lookups and two writes; and, outside of a block, one commit, shared with what other threads
         write meanwhile.
         """
-        request = PutRequest(key, value, lease, prev_kv, ignore_value, ignore_lease)
+        request = PutRequest(key, value, lease_id_of(lease), prev_kv, ignore_value, ignore_lease)
         check_put(request, self.limits)
         result = self._put(request)
         return result if prev_kv else result.revision

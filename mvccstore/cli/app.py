@@ -9,7 +9,19 @@ from typing import Any
 import click
 
 import mvccstore
-from mvccstore.cli import EXIT_INTERRUPTED, completion, demo, exchange, files, reading, writing
+from mvccstore.cli import (
+    EXIT_INTERRUPTED,
+    completion,
+    demo,
+    exchange,
+    files,
+    leases,
+    locking,
+    past,
+    reading,
+    watching,
+    writing,
+)
 from mvccstore.cli.session import EXIT_BROKEN_PIPE, explain, json_option, store_option
 
 _EPILOG = """\b
@@ -90,7 +102,14 @@ for _command in (
     reading.range_command,
     reading.count,
     reading.history,
+    past.log,
+    past.diff,
+    past.blame,
+    past.revert,
+    watching.watch,
     writing.txn,
+    leases.lease,
+    locking.lock,
     exchange.import_command,
     exchange.export,
     files.compact,

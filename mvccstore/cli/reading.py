@@ -274,7 +274,7 @@ def _show_events(events: Iterable[mvccstore.Event], coding: str | None, *, keys_
     elif on_terminal():
         _show_event_table(counted(), coding, keys_only=keys_only, is_many=is_many)
     else:
-        emit_lines(_event_line(event, coding, keys_only=keys_only) for event in counted())
+        emit_lines(event_line(event, coding, keys_only=keys_only) for event in counted())
     return listed
 
 
@@ -283,7 +283,8 @@ def _event_json(event: mvccstore.Event, *, keys_only: bool) -> dict[str, object]
     return {name: field for name, field in event_json(event).items() if name not in hidden}
 
 
-def _event_line(event: mvccstore.Event, coding: str | None, *, keys_only: bool) -> str:
+def event_line(event: mvccstore.Event, coding: str | None, *, keys_only: bool) -> str:
+    """Return a change as a line for pipes."""
     fields = [str(event.revision), event.type, shown_key(event.kv.key, coding)]
     if not keys_only:
         fields.append(escaped(event.kv.value))

@@ -30,6 +30,7 @@ from mvccstore.codec import (
 )
 from mvccstore.errors import (
     CompactedError,
+    CompactionHeldError,
     ConflictError,
     FutureRevisionError,
     KeyNotFoundError,
@@ -37,7 +38,7 @@ from mvccstore.errors import (
     LeaseNotFoundError,
 )
 from mvccstore.mvcc import lease as leases
-from mvccstore.mvcc import times
+from mvccstore.mvcc import subscription, times
 from mvccstore.mvcc.compare import choose_branches
 from mvccstore.mvcc.read import PAGE_ROWS, bounds, find, live_entry, live_page, row, rows
 from mvccstore.mvcc.state import NEVER_COMPACTED, Compaction, State, save_compaction
@@ -58,27 +59,47 @@ from mvccstore.types import (
     RangeResult,
     Request,
     Result,
+    SubscriptionAckRequest,
+    SubscriptionDeleteRequest,
+    SubscriptionSaveRequest,
     TxnRequest,
     TxnResult,
 )
 
+Row = tuple[bytes, int, int, int, bytes, int]
 
-def apply(txn: WriteTxn, state: State, command: Command) -> tuple[State, Result]:
-    """Carry out one command. Return the state after it, and what to answer.
+
+class Changes:
+    """What a commit changed, for those who watch: noted as it is applied, told when it is committed."""
+
+    __slots__ = ("leases", "rows")
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        """The fields of a `KeyValue` each, in the order of revisions and subs; a tombstone has version 0."""
+        self.leases: list[LeaseGrantRequest | LeaseRevokeRequest] | None = None
+
+
+def apply(txn: WriteTxn, state: State, command: Command, changes: Changes) -> tuple[State, Result]:
+    """Carry out one command, and note in `changes` what it did. Return the state after it, and what to answer.
 
     Raises:
         StoreError: It was refused; nothing was written.
     """
     request, time_ms = command
-    writer = RevisionWriter(txn, state)
+    writer = RevisionWriter(txn, state, changes)
     if isinstance(request, PutRequest):  # by far the most
         writer.check(request)
         put = writer.put(request)
         return writer.finish(time_ms), put
     if isinstance(request, CompactRequest):
-        return _compact(txn, state, request)
+        return _compact(txn, state, request, time_ms)
     if isinstance(request, LeaseGrantRequest):
         _grant(txn, request, time_ms)
+        _note_lease(changes, request)
+        return state, PutResult(state.revision)
+    if isinstance(request, SubscriptionSaveRequest | SubscriptionAckRequest | SubscriptionDeleteRequest):
+        subscription.change(txn, state, request)
         return state, PutResult(state.revision)
     result: Result
     match request:
@@ -90,18 +111,27 @@ def apply(txn: WriteTxn, state: State, command: Command) -> tuple[State, Result]
             result = _batch(writer, request)
         case LeaseRevokeRequest():
             result = writer.revoke(request.lease_id)
+            _note_lease(changes, request)
         case _:
             assert_never(request)
     return writer.finish(time_ms), result
 
 
+def _note_lease(changes: Changes, request: LeaseGrantRequest | LeaseRevokeRequest) -> None:
+    if changes.leases is None:
+        changes.leases = []
+    changes.leases.append(request)
+
+
 class RevisionWriter:
     """One revision in the making, on top of `state`."""
 
-    __slots__ = ("_at", "_base", "_state", "_sub", "main", "txn")
+    __slots__ = ("_at", "_base", "_note", "_state", "_sub", "changes", "main", "txn")
 
-    def __init__(self, txn: WriteTxn, state: State) -> None:
+    def __init__(self, txn: WriteTxn, state: State, changes: Changes) -> None:
         self.txn = txn
+        self.changes = changes
+        self._note = changes.rows.append
         self.main = state.revision + 1
         self._state = state
         self._base = state.revision
@@ -173,7 +203,9 @@ class RevisionWriter:
                 if prev.lease:
                     leases.detach(txn, prev.lease, log_key_of(entry))
         assert sub <= SUB_MAX
-        record = pack_record((key, create_revision, main, version, value, lease))
+        fields = (key, create_revision, main, version, value, lease)
+        self._note(fields)
+        record = pack_record(fields)
         entry = pack_put(main, sub, record, create_revision, version, lease)
         log_key = log_key_of(entry)
         txn.append(Table.LOG, log_key, record)
@@ -203,7 +235,9 @@ class RevisionWriter:
     def _bury(self, key: bytes) -> None:
         """Write a tombstone."""
         assert self._sub <= SUB_MAX
-        record = pack_record((key, 0, self.main, 0, b"", 0))
+        fields = (key, 0, self.main, 0, b"", 0)
+        self._note(fields)
+        record = pack_record(fields)
         entry = pack_tombstone(self.main, self._sub, record)
         self.txn.append(Table.LOG, log_key_of(entry), record)
         self.txn.add(key, entry)
@@ -308,12 +342,16 @@ def _check_batch(writer: RevisionWriter, request: BatchRequest) -> None:
         changed.append((operation.key, True))
 
 
-def _compact(txn: WriteTxn, state: State, request: CompactRequest) -> tuple[State, Result]:
+def _compact(txn: WriteTxn, state: State, request: CompactRequest, time_ms: int) -> tuple[State, Result]:
     before = state.compaction
     if request.revision <= before.revision:
         raise CompactedError(request.revision, before.revision)
     if request.revision > state.revision:
         raise FutureRevisionError(request.revision, state.revision)
+    if not request.force:
+        held = subscription.first_held(txn, state.revision, before.revision, time_ms)
+        if held is not None and held.revision + 1 < request.revision:
+            raise CompactionHeldError(request.revision, held.revision + 1, held.name)
     assert request.revision > NEVER_COMPACTED
     after = Compaction(request.revision, before.reclaimed, before.target, before.cursor)
     save_compaction(txn, after)

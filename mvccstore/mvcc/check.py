@@ -16,6 +16,8 @@
 * I9. Compaction: reclaimed <= target or no pass, both at or below the compact revision, that at or below the
   current revision; DROPS holds whole log keys, none above the target.
 * I10. The format record says this format.
+* I11. Each subscription's record can be read, has fields of the right types, matches its checksum, and is
+  acknowledged up to a revision that is at or below the current one.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from mvccstore.codec import (
     unpack_u64,
 )
 from mvccstore.errors import CorruptError, FormatError
+from mvccstore.mvcc import subscription
 from mvccstore.mvcc.read import PAGE_ROWS
 from mvccstore.mvcc.state import FIRST_REVISION, NEVER_COMPACTED, Compaction, check_format, load_compaction
 from mvccstore.tables import ENTRY_BYTES, LOG_KEY_BYTES, ReadTxn, Table
@@ -107,6 +110,7 @@ class _Checker:
             )
         self._check_leases()
         self._check_times()
+        self._check_subscriptions()
 
     def _pages(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
         first: bytes | None = b""
@@ -291,6 +295,17 @@ class _Checker:
             if not (before[0] < here[0] <= self._revision and before[1] <= here[1]):
                 self.report("I8", f"the time of revision {here[0]} is {here[1]}, after {before}")
             before = here
+
+    def _check_subscriptions(self) -> None:
+        for meta_name, packed in subscription.packed_records(self._txn):
+            try:
+                record = subscription.unpack_record(meta_name, packed, self._path)
+            except CorruptError as error:
+                self.report("I11", error.reason)
+                continue
+            if record.revision > self._revision:
+                acknowledged = f"acknowledged up to {record.revision}, above the current revision {self._revision}"
+                self.report("I11", f"subscription {record.name!r} is {acknowledged}")
 
 
 def _named(log_key: bytes) -> str:

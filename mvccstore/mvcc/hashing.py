@@ -10,8 +10,9 @@ from __future__ import annotations
 from mvccstore.codec import entry_floor, entry_of, log_key_floor, unpack_log_key, unpack_record
 from mvccstore.mvcc.crc32c import extend
 from mvccstore.mvcc.read import PAGE_ROWS, live_entries
+from mvccstore.options import HashResult
 from mvccstore.tables import ReadTxn, Table
-from mvccstore.types import HashResult, KeyRange, KeyValue
+from mvccstore.types import KeyRange, KeyValue
 
 _SEED = b"key"
 

@@ -3,6 +3,7 @@
 Nothing in here is imported by the rest of the package.
 """
 
+from mvccstore.testing.clock import FakeClock
 from mvccstore.testing.model import Model, ModelTxn, ModelView
 
-__all__ = ["Model", "ModelTxn", "ModelView"]
+__all__ = ["FakeClock", "Model", "ModelTxn", "ModelView"]

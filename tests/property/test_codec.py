@@ -25,6 +25,9 @@ from mvccstore.types import (
     LeaseRevokeRequest,
     PutRequest,
     RangeRequest,
+    SubscriptionAckRequest,
+    SubscriptionDeleteRequest,
+    SubscriptionSaveRequest,
     TxnRequest,
     WriteRequest,
 )
@@ -35,6 +38,7 @@ numbers = st.integers(-(2**63), 2**63 - 1)
 counts = st.integers(0, 2**63)
 blobs = st.binary(max_size=20)
 keys = st.binary(min_size=1, max_size=20)
+names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 leases = st.one_of(st.just(0), numbers)
 places = st.tuples(mains, subs, st.booleans(), leases)
 
@@ -181,9 +185,12 @@ requests: st.SearchStrategy[WriteRequest] = st.one_of(
     deletes,
     txns,
     st.builds(BatchRequest, st.lists(st.one_of(puts, deletes), max_size=3).map(tuple), counts),
-    st.builds(CompactRequest, numbers),
+    st.builds(CompactRequest, numbers, st.booleans()),
     st.builds(LeaseGrantRequest, numbers, counts),
     st.builds(LeaseRevokeRequest, numbers),
+    st.builds(SubscriptionSaveRequest, names, key_or_range, *[st.one_of(st.none(), counts)] * 3),
+    st.builds(SubscriptionAckRequest, names, counts),
+    st.builds(SubscriptionDeleteRequest, names),
 )
 commands = st.builds(Command, requests, counts)
 

@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 
-from benchmarks.__main__ import README, with_tables
+import mvccstore
+from benchmarks.__main__ import README, main, with_tables
+from benchmarks.bench_watch import Crowd, Idle
 from benchmarks.engines import KineTable, RawLmdb
 from benchmarks.harness import Series, filesystem, fsync_us, percentile, race, ratio, significant
-from benchmarks.report import TARGETS, Report, Target, markdown, text
+from benchmarks.report import CORE, WATCH, Report, Target, markdown, text
 from benchmarks.workloads import FULL, QUICK, Workload, key, new_key
+from mvccstore import KeyRange
 
 ROOT = Path(__file__).parents[2]
 FIGURES = {
@@ -22,6 +25,7 @@ FIGURES = {
     "put_vs_lmdb",
     "put_batch_vs_lmdb",
     "put_fsync_64_threads_vs_1",
+    "put_fsync_64_tasks_vs_1",
     "range_vs_lmdb",
     "range_old_vs_new",
     "put_vs_sqlite",
@@ -35,8 +39,17 @@ FIGURES = {
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a quick run prints."""
-    folder = tmp_path_factory.mktemp("bench")
-    command = [sys.executable, "-m", "benchmarks", "core", "--quick", "--json", "--seed", "3", "--dir", str(folder)]
+    return _printed("core", tmp_path_factory.mktemp("bench"))
+
+
+@pytest.fixture(scope="module")
+def watch_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a quick run of the watch suite prints."""
+    return _printed("watch", tmp_path_factory.mktemp("bench"))
+
+
+def _printed(suite: str, folder: Path) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks", suite, "--quick", "--json", "--seed", "3", "--dir", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert list(folder.iterdir()) == []
@@ -46,7 +59,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_json_has_every_figure_as_a_positive_number(run: dict[str, Any]) -> None:
     assert set(run) >= FIGURES | {"rows", "machine", "workload", "seconds"}
-    for name in TARGETS:
+    for name in CORE:
         assert type(run[name]) is float, name
         assert run[name] > 0, name
 
@@ -74,13 +87,65 @@ def test_rows_hold_the_numbers_behind_the_figures(run: dict[str, Any]) -> None:
 
 def test_tables_show_every_figure(run: dict[str, Any]) -> None:
     for shown in (text(run), markdown(run)):
-        assert all(name in shown for name in TARGETS)
+        assert all(name in shown for name in CORE)
+        assert not any(name in shown for name in WATCH)
         assert "kine on sqlite" in shown
+
+
+def test_watch_json_has_every_figure_as_a_positive_number(watch_run: dict[str, Any]) -> None:
+    assert set(watch_run) == set(WATCH) | {"rows", "machine", "workload", "seconds"}
+    for name in WATCH:
+        assert type(watch_run[name]) is float, name
+        assert watch_run[name] > 0, name
+    assert watch_run["watch_latency_us_p50"] <= watch_run["watch_latency_us_p99"]
+    assert watch_run["workload"] == {"suite": "watch", "seed": 3, "quick": True, "keys": QUICK.keys}
+
+
+def test_watch_rows_hold_the_numbers_behind_the_figures(watch_run: dict[str, Any]) -> None:
+    rows = watch_run["rows"]["mvccstore on lmdb"]
+    assert {"put, 50 watchers of other keys", "put, nobody watching"} < set(rows)
+    assert watch_run["fanout_deliveries_per_s"] == rows["deliver to 20 watchers, 20 keys a revision"]["per_s"]
+    assert watch_run["replay_events_per_s"] == rows["replay, by batches()"]["per_s"]
+    assert watch_run["watch_latency_us_p99"] == rows["put to event in another thread"]["us_p99"]
+    assert {"deliver to 20 watchers, 1 key a revision", "replay, by iterating"} < set(rows)
+    for shown in (text(watch_run), markdown(watch_run)):
+        assert all(name in shown for name in WATCH)
+
+
+def test_idle_watchers_are_many_and_never_woken(tmp_path: Path) -> None:
+    with mvccstore.open(tmp_path / "store.mvcc") as store:
+        idle = Idle(store, 100)
+        idle.open()
+        assert len(store._hub) == 100
+        store.put(key(0), b"")
+        idle.close()
+        assert len(store._hub) == 0
+
+
+def test_a_crowd_is_handed_every_event_once_each(tmp_path: Path) -> None:
+    with mvccstore.open(tmp_path / "store.mvcc") as store:
+        crowd = Crowd(store, KeyRange.prefix(b"p"), 10)
+        crowd.serve()
+        assert crowd.delivered == 0
+        store.put(b"p1", b"")
+        store.put(b"q1", b"")
+        with store.begin() as txn:
+            txn.put(b"p2", b"")
+            txn.put(b"p3", b"")
+        crowd.serve()
+        assert crowd.delivered == 30
+        crowd.close()
+
+
+def test_a_part_of_another_suite_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["watch", "--only", "kv"])
+    assert "the parts of watch are idle, fanout, replay, latency" in capsys.readouterr().err
 
 
 def test_readme_tables_are_those_of_the_saved_run() -> None:
     readme = README.read_text(encoding="utf-8")
-    assert "| get_vs_lmdb |" in readme
+    assert all(f"| {name} |" in readme for name in ("get_vs_lmdb", *WATCH))
     assert with_tables(readme) == readme
 
 
@@ -113,6 +178,7 @@ def test_full_run_has_the_sizes_of_the_targets() -> None:
     assert (FULL.keys, FULL.value_bytes, FULL.range_keys, FULL.batch_keys) == (100_000, 256, 1_000, 100)
     assert (FULL.million, FULL.fsync_threads) == (1_000_000, 64)
     assert (FULL.compact_versions - 1) * FULL.keys >= 500_000
+    assert (FULL.idle_watchers, FULL.fan_watchers) == (10_000, 1_000)
 
 
 def test_kine_table_keeps_every_change_and_shows_the_last(tmp_path: Path) -> None:

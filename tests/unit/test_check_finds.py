@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
+from zlib import crc32
 
 import pytest
 
@@ -98,6 +99,9 @@ class Tables:
         position = unpack_log_key(log_key)
         self.drop(key, revision)
         self.insert(kv._replace(**fields), main=position.main, sub=position.sub)  # type: ignore[arg-type]
+
+    def subscription(self, packed: bytes, name: bytes = b"mailer") -> None:
+        self.txn.put(Table.META, b"subscription/" + name, crc32(packed).to_bytes(4) + packed)
 
     def compaction(self, *fields: object) -> None:
         save_compaction(self.txn, Compaction(*fields))  # type: ignore[arg-type]
@@ -234,6 +238,18 @@ DAMAGES = [
     Damage("i10 no format", lambda t: t.txn.delete(Table.META, [b"format"]), "I10"),
     Damage("i10 newer format", lambda t: t.txn.put(Table.META, b"format", pack({"version": 99})), "I10"),
     Damage("i10 format unreadable", lambda t: t.txn.put(Table.META, b"format", b"\xc1"), "I10"),
+    # I11: subscriptions
+    Damage("i11 record unreadable", lambda t: t.subscription(b"\xc1"), "I11"),
+    Damage("i11 record of too few fields", lambda t: t.subscription(pack((b"k", 2, None))), "I11"),
+    Damage("i11 record without a cursor", lambda t: t.subscription(pack((b"k", None, None, None))), "I11"),
+    Damage("i11 cursor of text", lambda t: t.subscription(pack((b"k", "2", None, None))), "I11"),
+    Damage("i11 range inverted", lambda t: t.subscription(pack(((b"b", b"a"), 2, None, None))), "I11"),
+    Damage("i11 limit below none", lambda t: t.subscription(pack((b"k", 2, -1, None))), "I11"),
+    Damage("i11 acknowledged the future", lambda t: t.subscription(pack((b"k", CURRENT + 1, 5, 5))), "I11"),
+    Damage("i11 name not UTF-8", lambda t: t.subscription(pack((b"k", 2, 5, 5)), b"\xff"), "I11"),
+    Damage("i11 name empty", lambda t: t.subscription(pack((b"k", 2, 5, 5)), b""), "I11"),
+    Damage("i11 checksum wrong", lambda t: t.txn.put(Table.META, b"subscription/mailer", b"1234" + pack(1)), "I11"),
+    Damage("i11 record empty", lambda t: t.txn.put(Table.META, b"subscription/mailer", b""), "I11"),
 ]
 
 
@@ -258,7 +274,7 @@ def test_check_names(open_store: OpenStore, engine: str, damage: Damage) -> None
 
 def test_every_invariant_is_damaged_here() -> None:
     names = {damage.name.split()[0].upper() for damage in DAMAGES}
-    assert names == {f"I{number}" for number in range(1, 11)}
+    assert names == {f"I{number}" for number in range(1, 12)}
 
 
 def test_check_says_at_most_a_hundred_things(open_store: OpenStore, engine: str) -> None:

@@ -12,7 +12,8 @@ import mvccstore
 from mvccstore import KeyRange, Retention, Store
 from mvccstore.engine import EngineOptions
 from mvccstore.engine.lmdb import LmdbEngine
-from mvccstore.maintenance import Maintainer
+from mvccstore.maintenance import RETRY_SECONDS, Maintainer
+from mvccstore.testing import FakeClock
 
 
 class SteppedClock:
@@ -96,14 +97,17 @@ def test_snapshot_holds_reclaiming_back_until_it_is_closed(open_store: Callable[
 def test_interval_syncs_only_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     monkeypatch.setattr(LmdbEngine, "sync", lambda self: synced.append(1))
-    with mvccstore.open(tmp_path / "s.mvcc", durability="interval", sync_interval=3600) as store:
+    clock = FakeClock()
+    with mvccstore.open(tmp_path / "s.mvcc", durability="interval", sync_interval=10, clock=clock) as store:
         store.put(b"k")
-        store._maintain()
+        clock.advance(9)
+        assert len(synced) == 0
+        clock.advance(1)
         assert len(synced) == 1
-        store._maintain()
+        clock.advance(10)
         assert len(synced) == 1
         store.put(b"k")
-        store._maintain()
+        clock.advance(10)
         assert len(synced) == 2
 
 
@@ -139,6 +143,10 @@ class Worker:
     def __init__(self) -> None:
         self.done = threading.Semaphore(0)
         self.error: Exception | None = None
+        self.seconds: float | None = None
+
+    def due_in(self) -> float | None:
+        return self.seconds
 
     def work(self) -> None:
         self.done.release()
@@ -148,7 +156,7 @@ class Worker:
 
 def test_maintainer_works_when_it_is_woken_and_goes_on_after_an_error() -> None:
     worker = Worker()
-    maintainer = Maintainer(worker.work, None)
+    maintainer = Maintainer(worker.work, worker.due_in)
     worker.error = mvccstore.StorageFullError("path", "full")
     maintainer.wake()
     assert worker.done.acquire(timeout=30)
@@ -160,17 +168,44 @@ def test_maintainer_works_when_it_is_woken_and_goes_on_after_an_error() -> None:
     assert not worker.done.acquire(blocking=False)
 
 
-def test_maintainer_works_at_its_interval() -> None:
+def test_maintainer_works_when_something_is_due() -> None:
     worker = Worker()
-    maintainer = Maintainer(worker.work, 0.001)
+    worker.seconds = 0.001
+    maintainer = Maintainer(worker.work, worker.due_in)
+    maintainer.wake()
+    assert worker.done.acquire(timeout=30)
     assert worker.done.acquire(timeout=30)
     assert worker.done.acquire(timeout=30)
     maintainer.stop()
 
 
+def test_maintainer_that_fails_at_what_is_due_waits_before_it_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float | None] = []
+    wait = threading.Condition.wait
+
+    def noted(self: threading.Condition, timeout: float | None = None) -> bool:
+        if threading.current_thread().name == "mvccstore-maintenance":
+            waits.append(timeout)
+            timeout = 0.001
+        return wait(self, timeout)
+
+    monkeypatch.setattr(threading.Condition, "wait", noted)
+    worker = Worker()
+    worker.seconds = 0.0
+    worker.error = mvccstore.StorageFullError("path", "full")
+    maintainer = Maintainer(worker.work, worker.due_in)
+    maintainer.wake()
+    for _ in range(3):
+        assert worker.done.acquire(timeout=30)
+    maintainer.stop()
+    assert waits[:2] == [RETRY_SECONDS, RETRY_SECONDS]
+
+
 def test_maintainer_ends_when_what_it_works_for_is_gone() -> None:
     worker = Worker()
-    maintainer = Maintainer(worker.work, 0.001)
+    worker.seconds = 0.001
+    maintainer = Maintainer(worker.work, worker.due_in)
+    maintainer.wake()
     assert worker.done.acquire(timeout=30)
     thread = maintainer._thread
     del worker
