@@ -11,7 +11,7 @@ help:
 	@echo 'make test      all tests (under ten minutes on two cores)'
 	@echo 'make lint      ruff and mypy'
 	@echo 'make format    ruff, writing'
-	@echo 'make soak      the long versions of the random tests'
+	@echo 'make soak      the long versions of the random tests, and a minute under load with memory flat'
 	@echo 'make coverage  branch coverage of mvccstore/'
 	@echo 'make bench     the core benchmark, as a table'
 	@echo 'make clean     remove .venv and caches'
@@ -39,6 +39,7 @@ format: .venv/ready
 	$(BIN)/ruff format .
 
 soak: .venv/ready
+	$(BIN)/python -m pytest -q -s -m soak tests/soak
 	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -q tests/stateful tests/property tests/crash
 
 coverage: .venv/ready

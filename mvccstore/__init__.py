@@ -41,6 +41,8 @@ from mvccstore.lease import Lease
 from mvccstore.opening import open_store as open  # noqa: A004 - `mvccstore.open` is what users guess
 from mvccstore.options import Durability, HashResult, Limits, Retention, StoreStats
 from mvccstore.past import Blame, Change, RevertResult
+from mvccstore.recipes.codecs import Codec, JsonCodec, MsgpackCodec, RawCodec
+from mvccstore.recipes.mapping import ItemChange
 from mvccstore.store import Store
 from mvccstore.subscribing import SubscriptionInfo
 from mvccstore.subscription import Delivery, Subscription
@@ -72,6 +74,7 @@ __all__ = [
     "Change",
     "Clock",
     "ClosedError",
+    "Codec",
     "Command",
     "CompactedError",
     "CompactionHeldError",
@@ -90,6 +93,8 @@ __all__ = [
     "FormatError",
     "FutureRevisionError",
     "HashResult",
+    "ItemChange",
+    "JsonCodec",
     "KeyNotFoundError",
     "KeyRange",
     "KeyTooLargeError",
@@ -102,10 +107,12 @@ __all__ = [
     "LimitError",
     "Limits",
     "LockedError",
+    "MsgpackCodec",
     "NotLeaderError",
     "Op",
     "PutResult",
     "RangeResult",
+    "RawCodec",
     "ReadView",
     "ReplicationError",
     "Replicator",

@@ -176,10 +176,6 @@ class Committer:
         """Refuse all later writes. In a turn."""
         self._is_closed = True
 
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise ClosedError
-
     def forget(self) -> None:
         """Close in a child after a fork, where the threads that wrote are not."""
         self._is_closed = True

@@ -150,11 +150,11 @@ class Leases:
         now = self._clock.monotonic()
         with self._mutex:
             for lease_id in self._table.ids():
-                if lease_id not in stored:
+                if stored.get(lease_id) != self._table.ttl_ms(lease_id):  # gone, or another one by now
                     self._table.remove(lease_id)
                     self._kept.pop(lease_id, None)
             for lease_id, ttl_ms in stored.items():
-                if self._table.ttl_ms(lease_id) != ttl_ms:
+                if lease_id not in self._table:
                     self._table.add(lease_id, ttl_ms, now)
 
     def on_commit(self, changes: list[LeaseGrantRequest | LeaseRevokeRequest]) -> None:

@@ -196,7 +196,8 @@ class Upkeep(View):
         return max(0.0, min(waits)) if waits and not self._read_only else None
 
     def _wake_maintainer(self) -> None:
-        self._maintainer.wake()
+        if self._due_in() is not None:
+            self._maintainer.wake()
 
     def _when_time_was_moved(self) -> None:
         try:

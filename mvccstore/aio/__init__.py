@@ -6,6 +6,16 @@ nothing of its own. Works with any event loop.
 
 from mvccstore.aio.live import AsyncLease, AsyncWatcher
 from mvccstore.aio.reading import AsyncScan, AsyncSnapshot
+from mvccstore.aio.recipes import AsyncStoreMapping
 from mvccstore.aio.store import AsyncStore, Opening, open  # noqa: A004 - as `mvccstore.open`
 
-__all__ = ["AsyncLease", "AsyncScan", "AsyncSnapshot", "AsyncStore", "AsyncWatcher", "Opening", "open"]
+__all__ = [
+    "AsyncLease",
+    "AsyncScan",
+    "AsyncSnapshot",
+    "AsyncStore",
+    "AsyncStoreMapping",
+    "AsyncWatcher",
+    "Opening",
+    "open",
+]

@@ -289,6 +289,7 @@ class AsyncStoreMapping(Generic[K, T]):
                     self._callbacks.tell(batch.events)
             except CompactedError as error:
                 self._callbacks.missed(error)
+                await asyncio.sleep(0)  # a new watcher counts its turns anew
                 if self._watcher is not watcher:  # undone meanwhile
                     return
                 try:

@@ -162,12 +162,13 @@ class LmdbEngine:
 
     def _begin_read(self) -> lmdb.Transaction[bytes]:
         try:
-            return self._env.begin()
-        except lmdb.MapResizedError:
-            # Only beside a writer in another process, whose map outgrew ours.
-            self._wait_for_views()
-            self._env.set_mapsize(0)
-            return self._env.begin()
+            try:
+                return self._env.begin()
+            except lmdb.MapResizedError:
+                # Only beside a writer in another process, whose map outgrew ours.
+                self._wait_for_views()
+                self._env.set_mapsize(0)
+                return self._env.begin()
         except lmdb.Error as error:
             raise self.translated(error) from error
 
@@ -226,23 +227,29 @@ class LmdbEngine:
             raise ClosedError
         try:
             return LmdbWrite(self, self._env.begin(write=True))
-        except lmdb.PanicError:
-            self._reopen()
-            return LmdbWrite(self, self._env.begin(write=True))
         except lmdb.MapResizedError:
             self._alone(lambda: self._env.set_mapsize(0))
             return LmdbWrite(self, self._env.begin(write=True))
         except lmdb.Error as error:
             raise self.translated(error) from error
 
-    def _reopen(self) -> None:
-        # A failed write of a meta page leaves the environment unusable, but not the file.
+    def mend(self) -> None:
+        """Reopen the file if the environment is unusable, as a failed write of a meta page leaves it.
+
+        Called by a write transaction whose commit failed; the next writer could not, as it reads before it writes.
+        """
+
         def reopen() -> None:
             self._env.close()
             examine(self.path, may_extend=True)
             self._open()
 
-        self._alone(reopen)
+        try:
+            self._env.begin().abort()
+        except lmdb.PanicError:
+            self._alone(reopen)
+        except lmdb.Error:
+            pass  # whoever reads next meets it, and says so
 
     def end_idle_views(self) -> None:
         """End the views that nobody uses. Called by the write transaction, which has outdated them."""
@@ -547,7 +554,9 @@ class LmdbWrite(LmdbView):
             self.txn.commit()
         except lmdb.Error as error:
             self.is_open = True
-            raise self._failed(error) from error
+            failure = self._failed(error)
+            self._engine.mend()
+            raise failure from error
         finally:
             self._engine.generation += 1  # before anything that could be interrupted: views of before are outdated
             self._engine.end_idle_views()

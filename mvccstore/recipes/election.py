@@ -87,7 +87,6 @@ class Election(ElectionSteps):
 
     def __init__(self, store: RecipeView, name: str | bytes, ttl: float) -> None:
         super().__init__(Blocking(store), name, ttl)
-        self._store = store
 
     def campaign(self, value: bytes, timeout: float | None = None) -> bool:
         """Wait to be the leader; return whether this handle is. One that leads already proclaims the value.
@@ -135,6 +134,8 @@ class Election(ElectionSteps):
 
     def observe(self) -> Observer:
         """Follow who leads: an iterator over the leader now and each one to come, and each value they proclaim.
+
+        "Now" is when it is first asked.
 
         Cost: memory for each candidate; a watcher.
         """

@@ -62,6 +62,7 @@ def test_thread_interrupted_at_any_instruction_leaves_the_store_to_the_others(
     tmp_path: Path, engine: str, work: Callable[[Store], None]
 ) -> None:
     harmed: list[str] = []
+    before = sys.gettrace()  # what measures coverage, if anything
     for place in range(0, 100_000, STRIDES.get(work, 1)):
         store = mvccstore.open(None if engine == "memory" else tmp_path / f"{place}", engine=engine, durability="os")
         interrupter = Interrupter(place, PACKAGE)
@@ -71,7 +72,7 @@ def test_thread_interrupted_at_any_instruction_leaves_the_store_to_the_others(
         except Interrupted:
             pass
         finally:
-            sys.settrace(None)
+            sys.settrace(before)
         harm = harm_to(store)
         if harm is not None:
             harmed.append(f"{place}, {interrupter.where}: {harm}")
@@ -108,6 +109,7 @@ def harm_to(store: Store) -> str | None:
 def test_store_closed_by_an_interrupt_in_a_block_says_that_it_was_interrupted(tmp_path: Path, engine: str) -> None:
     """Where `with store.begin()` does not see the interrupt any more, or not yet, the `with` of the store does."""
     path = None if engine == "memory" else tmp_path / "store.mvcc"
+    before = sys.gettrace()
     for place in range(100_000):
         interrupter = Interrupter(place, PACKAGE)
         store = mvccstore.open(path, engine=engine, durability="os")
@@ -115,9 +117,9 @@ def test_store_closed_by_an_interrupt_in_a_block_says_that_it_was_interrupted(tm
             with store:
                 sys.settrace(interrupter)
                 block(store)
-                sys.settrace(None)
+                sys.settrace(before)
         except Interrupted:
-            sys.settrace(None)
+            sys.settrace(before)
         with pytest.raises(mvccstore.ClosedError):
             store.get(b"a")
         if interrupter.where is None:

@@ -188,8 +188,8 @@ def test_a_signal_reaches_the_command_which_is_waited_for(
     command: Command, begin: Callable[..., subprocess.Popen[bytes]], how: signal.Signals
 ) -> None:
     script = (
-        "import signal, sys\n"
-        "def stop(*_): print('stopping', flush=True); sys.exit(9)\n"
+        "import os, signal, sys\n"
+        "def stop(*_): os.write(1, b'stopping\\n'); sys.exit(9)\n"  # print is not re-entrant
         f"signal.signal({int(how)}, stop)\n"
         "print('held', flush=True)\nsignal.pause()"
     )

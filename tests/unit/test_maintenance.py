@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
 import pytest
 
@@ -13,7 +16,6 @@ from mvccstore import KeyRange, Retention, Store
 from mvccstore.engine import EngineOptions
 from mvccstore.engine.lmdb import LmdbEngine
 from mvccstore.maintenance import RETRY_SECONDS, Maintainer
-from mvccstore.testing import FakeClock
 
 
 class SteppedClock:
@@ -97,18 +99,68 @@ def test_snapshot_holds_reclaiming_back_until_it_is_closed(open_store: Callable[
 def test_interval_syncs_only_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     monkeypatch.setattr(LmdbEngine, "sync", lambda self: synced.append(1))
-    clock = FakeClock()
-    with mvccstore.open(tmp_path / "s.mvcc", durability="interval", sync_interval=10, clock=clock) as store:
+    clock = SteppedClock()
+    with mvccstore.open(tmp_path / "s.mvcc", durability="interval", sync_interval=60, clock=clock) as store:
         store.put(b"k")
-        clock.advance(9)
-        assert len(synced) == 0
-        clock.advance(1)
+        store._maintain()
+        assert len(synced) == 0  # not yet time
+        clock.now += 60
+        store._maintain()
         assert len(synced) == 1
-        clock.advance(10)
+        clock.now += 60
+        store._maintain()
         assert len(synced) == 1
         store.put(b"k")
-        clock.advance(10)
+        store._maintain()
+        assert len(synced) == 1
+        clock.now += 60
+        store._maintain()
         assert len(synced) == 2
+
+
+def test_failed_sync_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+
+    def sync(engine: LmdbEngine) -> None:
+        synced.append(1)
+        if len(synced) == 1:
+            raise mvccstore.StorageError(engine.path, "just now")
+
+    monkeypatch.setattr(LmdbEngine, "sync", sync)
+    with mvccstore.open(tmp_path / "s.mvcc", durability="os") as store:
+        with pytest.raises(mvccstore.StorageError):
+            store.sync()
+        store.sync()
+        store.sync()
+        assert len(synced) == 2
+
+
+@pytest.mark.parametrize("ending", ["retention", "lease"])
+def test_interval_syncs_whatever_else_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(LmdbEngine, "sync", lambda self: synced.append(1))
+    clock = SteppedClock()
+    retention = Retention(revisions=0, check_seconds=5) if ending == "retention" else None
+    options: dict[str, Any] = {"durability": "interval", "sync_interval": 5, "clock": clock, "retention": retention}
+    with mvccstore.open(tmp_path / "s.mvcc", **options) as store:
+        store._maintainer.stop()  # only we look after it
+        store.put(b"k", lease=store.grant(5))
+        clock.now += 5
+        with monkeypatch.context() as patched:
+            full = mvccstore.StorageFullError("path", "no room")
+            place = (store, "enforce") if ending == "retention" else (store._leases, "expire")
+            patched.setattr(type(place[0]), place[1], raiser(full))
+            with pytest.raises(mvccstore.StorageFullError):
+                store._maintain()
+        assert len(synced) == 1
+
+
+def raiser(error: Exception) -> Callable[..., None]:
+    def fail(*args: object) -> None:
+        del args
+        raise error
+
+    return fail
 
 
 def test_unfinished_reclaiming_goes_on_when_the_store_is_opened(tmp_path: Path) -> None:
@@ -140,18 +192,18 @@ def test_files_space_is_used_again_after_compaction(tmp_path: Path) -> None:
 class Worker:
     """Something for a maintainer to do."""
 
-    def __init__(self) -> None:
+    def __init__(self, due_in: float | None = None) -> None:
         self.done = threading.Semaphore(0)
         self.error: Exception | None = None
-        self.seconds: float | None = None
-
-    def due_in(self) -> float | None:
-        return self.seconds
+        self.seconds = due_in
 
     def work(self) -> None:
         self.done.release()
         if self.error is not None:
             raise self.error
+
+    def due_in(self) -> float | None:
+        return self.seconds
 
 
 def test_maintainer_works_when_it_is_woken_and_goes_on_after_an_error() -> None:
@@ -169,41 +221,73 @@ def test_maintainer_works_when_it_is_woken_and_goes_on_after_an_error() -> None:
 
 
 def test_maintainer_works_when_something_is_due() -> None:
-    worker = Worker()
-    worker.seconds = 0.001
-    maintainer = Maintainer(worker.work, worker.due_in)
-    maintainer.wake()
-    assert worker.done.acquire(timeout=30)
-    assert worker.done.acquire(timeout=30)
-    assert worker.done.acquire(timeout=30)
-    maintainer.stop()
-
-
-def test_maintainer_that_fails_at_what_is_due_waits_before_it_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: list[float | None] = []
-    wait = threading.Condition.wait
-
-    def noted(self: threading.Condition, timeout: float | None = None) -> bool:
-        if threading.current_thread().name == "mvccstore-maintenance":
-            waits.append(timeout)
-            timeout = 0.001
-        return wait(self, timeout)
-
-    monkeypatch.setattr(threading.Condition, "wait", noted)
-    worker = Worker()
-    worker.seconds = 0.0
-    worker.error = mvccstore.StorageFullError("path", "full")
+    worker = Worker(due_in=0.001)
     maintainer = Maintainer(worker.work, worker.due_in)
     maintainer.wake()
     for _ in range(3):
         assert worker.done.acquire(timeout=30)
     maintainer.stop()
-    assert waits[:2] == [RETRY_SECONDS, RETRY_SECONDS]
+
+
+class Waits:
+    """A condition that says how long is waited for it, and does not wait until it is told to."""
+
+    def __init__(self) -> None:
+        self.asked: SimpleQueue[float | None] = SimpleQueue()
+        self.go_on = threading.Semaphore(0)
+        self.lock = threading.RLock()
+        self.is_waiting = False
+
+    def __enter__(self) -> None:
+        self.lock.acquire()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.lock.release()
+
+    def notify(self) -> None:
+        if self.is_waiting:
+            self.go_on.release()
+
+    def wait(self, seconds: float | None) -> None:
+        self.is_waiting = True
+        self.asked.put(seconds)
+        self.lock.release()
+        assert self.go_on.acquire(timeout=30)
+        self.lock.acquire()
+        self.is_waiting = False
+
+
+def test_error_of_what_is_due_is_tried_again_after_a_while_and_does_not_spin() -> None:
+    worker = Worker(due_in=0.0)
+    worker.error = mvccstore.StorageFullError("path", "full")
+    maintainer = Maintainer(worker.work, worker.due_in)
+    waits = Waits()
+    maintainer._condition = waits  # type: ignore[assignment]
+    maintainer.wake()
+    for number in range(3):
+        assert worker.done.acquire(timeout=30)
+        assert waits.asked.get(timeout=30) == RETRY_SECONDS  # though it is due at once
+        assert not worker.done.acquire(blocking=False)
+        if number == 2:
+            worker.error = None
+        waits.go_on.release()  # the time is over
+    assert worker.done.acquire(timeout=30)
+    assert waits.asked.get(timeout=30) == 0
+    maintainer.stop()
+
+
+@pytest.mark.parametrize("seconds", [math.inf, 1e300, None])
+def test_maintainer_may_have_nothing_to_do_for_ever(seconds: float | None) -> None:
+    worker = Worker(due_in=seconds)
+    maintainer = Maintainer(worker.work, worker.due_in)
+    for _ in range(2):
+        maintainer.wake()
+        assert worker.done.acquire(timeout=30)
+    maintainer.stop()
 
 
 def test_maintainer_ends_when_what_it_works_for_is_gone() -> None:
-    worker = Worker()
-    worker.seconds = 0.001
+    worker = Worker(due_in=0.001)
     maintainer = Maintainer(worker.work, worker.due_in)
     maintainer.wake()
     assert worker.done.acquire(timeout=30)

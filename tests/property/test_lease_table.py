@@ -1,0 +1,67 @@
+"""`LeaseTable` against a dict of ends."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mvccstore.mvcc.lease_table import LeaseTable
+
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(("add", "add", "remove", "renew", "pass", "look")), st.integers(1, 8), st.integers(1, 500)
+    ),
+    max_size=80,
+)
+
+
+@given(steps=steps)
+def test_table_says_what_a_dict_of_ends_does(steps: list[tuple[str, int, int]]) -> None:
+    table = LeaseTable()
+    leases: dict[int, tuple[int, int]] = {}
+    now_ms = 0
+    for step, lease_id, number in steps:
+        match step:
+            case "add":
+                table.add(lease_id, number, now_ms / 1000)
+                leases[lease_id] = (number, now_ms + number)
+            case "remove":
+                table.remove(lease_id)
+                leases.pop(lease_id, None)
+            case "renew" if lease_id in leases:
+                table.renew(lease_id, now_ms / 1000)
+                leases[lease_id] = (leases[lease_id][0], now_ms + leases[lease_id][0])
+            case "pass":
+                now_ms += number
+        if step == "look":  # seldom, as it tidies up
+            first = min((end for _, end in leases.values()), default=None)
+            assert table.next_end() == (None if first is None else first / 1000)
+        in_order = sorted(leases, key=lambda lease_id: (leases[lease_id][1], lease_id))
+        assert table.ids() == in_order
+        assert table.due(now_ms / 1000) == [other for other in in_order if leases[other][1] <= now_ms]
+        assert len(table) == len(leases)
+        assert (lease_id in table) == (lease_id in leases)
+        assert table.ttl_ms(lease_id) == leases.get(lease_id, (None, 0))[0]
+        assert table.end(lease_id) == (leases[lease_id][1] / 1000 if lease_id in leases else None)
+        check(table)
+
+
+def check(table: LeaseTable) -> None:
+    heap = table._heap
+    assert all(heap[(place - 1) // 2] <= heap[place] for place in range(1, len(heap)))  # I1
+    earliest = {lease_id: end_us for end_us, lease_id in sorted(heap, reverse=True)}
+    assert all(earliest[lease_id] <= end_us for lease_id, (_, end_us) in table._leases.items())  # I1
+    assert len(heap) <= 2 * len(table) + 64  # I2
+
+
+def test_heap_does_not_grow_with_leases_that_come_and_go() -> None:
+    table = LeaseTable()
+    for number in range(1_000):
+        table.add(number, 3_600_000, 0)
+        table.remove(number)
+        check(table)
+    for _ in range(1_000):
+        table.add(7, 1_000, 0)
+        table.renew(7, 1)
+        check(table)
+    assert (table.next_end(), len(table)) == (2, 1)
