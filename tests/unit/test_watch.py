@@ -489,6 +489,28 @@ def test_commit_that_was_not_told_of_is_read_from_the_log(store: Store) -> None:
     recorder.watcher.close()
 
 
+def test_publishing_that_is_interrupted_hides_nothing_from_who_looks_meanwhile(store: Store) -> None:
+    recorder = recorder_of(store)
+    assert recorder.take() is None
+    lost = store._hub.lost
+
+    def look_and_lose(revision: int) -> None:
+        assert recorder.take() is None  # as another thread may, just then
+        lost(revision)
+
+    with (
+        mock.patch.object(store._hub, "_match", side_effect=KeyboardInterrupt),
+        mock.patch.object(store._hub, "lost", look_and_lose),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        store.put(A, b"1")
+    store.put(A, b"2")
+    watched = recorder.take_all()
+    assert [event.revision for event in watched.events()] == [2, 3]
+    assert watch_problems(watched, changes_of(store)) == []
+    recorder.watcher.close()
+
+
 # Waking and closing
 
 
