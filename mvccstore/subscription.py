@@ -427,6 +427,11 @@ class Subscription:
         finally:
             self._end()
 
+    def __del__(self) -> None:
+        watcher = getattr(self, "_watcher", None)
+        if watcher is not None:
+            watcher.unlisten()  # or the hub would keep it until its keys change
+
     def delete(self) -> None:
         """Forget it, in the store, and close it. It holds no history any more, and its name is free.
 

@@ -3,7 +3,7 @@
 Invariants:
 
 * I1. `_rows` is the range at the revision `_watcher.revision`, if there is a watcher.
-* I2. Whatever was committed after that has set `_wake.is_set`, before its writer was answered. So a look that
+* I2. Whatever was committed after that has set `_new.is_set`, before its writer was answered. So a look that
   finds it unset needs no more than the dict.
 
 There is no thread: the watcher only raises a flag, and the next look takes what it has.
@@ -168,6 +168,11 @@ class MirrorSteps(Mapping[bytes, KeyValue]):
             self._rows = {}
             if self._watcher is not None:
                 self._watcher.close()
+
+    def __del__(self) -> None:
+        watcher = getattr(self, "_watcher", None)
+        if watcher is not None:
+            watcher.unlisten()  # or the hub would keep it until its keys change
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._keys.start!r}{', closed' if self._is_closed else ''}>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import subprocess
 import sys
@@ -133,6 +134,15 @@ def test_an_interrupted_look_loses_nothing(store: Store, monkeypatch: pytest.Mon
         assert list(mirror) == [b"a/1"]
         store.put(b"a/2", b"1")
         assert list(mirror) == [b"a/1", b"a/2"]
+
+
+def test_a_forgotten_mirror_leaves_no_watcher(store: Store) -> None:
+    mirror = store.mirror(b"a/")
+    assert len(mirror) == 0
+    assert len(store._hub) == 1
+    del mirror
+    gc.collect()
+    assert len(store._hub) == 0
 
 
 def test_a_closed_mirror_says_so(store: Store) -> None:

@@ -774,3 +774,13 @@ def test_it_says_what_it_is(store: Store) -> None:
         get(mailer).ack()
     mailer.close()
     assert repr(mailer) == "<Subscription 'mailer' at 2, closed>"
+
+
+def test_a_forgotten_one_that_listened_leaves_no_watcher(store: Store) -> None:
+    subscription = store.subscription("forgotten", b"k")
+    assert subscription.poll() is None
+    assert subscription.listen(lambda: None)
+    del subscription
+    gc.collect()
+    assert len(store._hub) == 0
+    store.subscription("forgotten").close()  # its name is free
