@@ -1,10 +1,13 @@
 """An embedded, multi-version key-value store: every write has a revision, every revision can be read."""
 
+from mvccstore.attributes import Attributes, AttributesResult
 from mvccstore.clock import Clock, SystemClock
 from mvccstore.commit import Replicator
 from mvccstore.difference import Difference
 from mvccstore.engine import Engine, EngineOptions, EngineSize, engine_names, register_engine
 from mvccstore.errors import (
+    AttributesConflictError,
+    AttributesTooLargeError,
     ClosedError,
     CompactedError,
     CompactionHeldError,
@@ -60,16 +63,21 @@ from mvccstore.types import (
     PutResult,
     RangeResult,
     Request,
+    Response,
     Result,
     TxnRequest,
     TxnResult,
 )
-from mvccstore.view import ReadView, Scan, Snapshot
+from mvccstore.view import Page, ReadView, Scan, Snapshot
 from mvccstore.watch import Watcher, WatchFilter
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Attributes",
+    "AttributesConflictError",
+    "AttributesResult",
+    "AttributesTooLargeError",
     "Blame",
     "Change",
     "Clock",
@@ -110,6 +118,7 @@ __all__ = [
     "MsgpackCodec",
     "NotLeaderError",
     "Op",
+    "Page",
     "PutResult",
     "RangeResult",
     "RawCodec",
@@ -117,6 +126,7 @@ __all__ = [
     "ReplicationError",
     "Replicator",
     "Request",
+    "Response",
     "Result",
     "Retention",
     "RevertResult",

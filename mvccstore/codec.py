@@ -27,6 +27,7 @@ from zlib import crc32
 
 import msgpack
 
+from mvccstore.attributes import AttributesRequest
 from mvccstore.errors import CorruptError
 from mvccstore.tables import LOG_KEY_BYTES
 from mvccstore.types import (
@@ -260,6 +261,8 @@ def _request_fields(request: WriteRequest | RangeRequest) -> tuple[object, ...]:
             return ("ack", name, revision)
         case SubscriptionDeleteRequest(name):
             return ("unsubscribe", name)
+        case AttributesRequest(changes, base):
+            return ("attributes", changes, base)
         case _:
             assert_never(request)
 
@@ -311,4 +314,5 @@ _REQUESTS: dict[str, Callable[..., Any]] = {
     "subscribe": lambda name, keys, *rest: SubscriptionSaveRequest(name, keys_of(keys), *rest),
     "ack": SubscriptionAckRequest,
     "unsubscribe": SubscriptionDeleteRequest,
+    "attributes": AttributesRequest,
 }

@@ -115,6 +115,12 @@ class TxnTooLargeError(LimitError):
     unit = "operations"
 
 
+class AttributesTooLargeError(LimitError):
+    """All attributes of a store together would be too large."""
+
+    noun = "attributes"
+
+
 class UnacknowledgedLimitError(LimitError):
     """A subscription has delivered so much unacknowledged that it delivers no more."""
 
@@ -159,6 +165,21 @@ class ConflictError(TxnError):
 
     def __str__(self) -> str:
         return f"another write committed as revision {self.revision}; run the transaction again"
+
+
+class AttributesConflictError(ConflictError):
+    """The attributes were changed since they were read; read them again."""
+
+    def __init__(self, version: int, revision: int) -> None:
+        super().__init__(revision)
+        self.args = (version, revision)
+        self.version = version
+
+    def __str__(self) -> str:
+        return (
+            f"the attributes are at version {self.version}, not at the one that was read; read them again "
+            f"(the store is at revision {self.revision})"
+        )
 
 
 class LeaseError(StoreError):

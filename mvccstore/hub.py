@@ -11,7 +11,8 @@ Invariants:
 * I2. What is published was committed as durably as the store promises, and is published once, in order.
 * I3. The tails of all topics together hold at most `TAIL_EVENTS_MAX` events of `TAIL_BYTES_MAX` bytes, and the
   newest batch of the last commit; the oldest give way, whatever any watcher does. So a writer waits for nobody.
-* I4. Whoever is to be woken is in `waiting` of their topic; they looked once more after they came there.
+* I4. Of a topic that is gone, only its places in `_order` may be left, `_dead` of them: never more than the others.
+* I5. Whoever is to be woken is in `waiting` of their topic; they looked once more after they came there.
 
 Example, a watcher of prefix `a`, with a tail that has room for two batches:
 
@@ -19,6 +20,10 @@ Example, a watcher of prefix `a`, with a tail that has room for two batches:
     watcher takes a batch      tail the same                     cursor 2
     put a3                     tail [4: a2, 5: a3]     floor 2   cursor 2: still in the tail
     put a4                     tail [5: a3, 6: a4]     floor 4   cursor 2: reads revisions 3 to 6 from the log
+
+Why the last watcher of a topic leaves its places in `_order`: looking for them there, for each watcher that
+leaves, would hold up the writer for as long as all the other tails are. So they are passed over when they become
+the oldest, and taken out together once they are the greater part, which is a few steps for each batch there was.
 """
 
 from __future__ import annotations
@@ -62,7 +67,7 @@ class Waiter(Protocol):
 class Topic:
     """A key or range that is watched, and the tail of its batches."""
 
-    __slots__ = ("batches", "end", "floor", "keys", "start", "waiting", "watchers")
+    __slots__ = ("batches", "bytes", "end", "events", "floor", "keys", "start", "waiting", "watchers")
 
     def __init__(self, keys: Keys, floor: int) -> None:
         self.keys = keys
@@ -72,19 +77,30 @@ class Topic:
         self.batches: dict[int, WatchBatch] = {}
         self.start = 0
         self.end = 0
+        self.events = 0  # in all batches, and their bytes
+        self.bytes = 0
         self.waiting: dict[Waiter, None] = {}  # a set in the order they came
 
-    def add(self, batch: WatchBatch) -> None:
+    def add(self, batch: WatchBatch, size: int) -> None:
         """Put the batch of a newer revision into the tail."""
         self.batches[self.end] = batch
         self.end += 1
+        self.events += len(batch.events)
+        self.bytes += size
 
-    def drop_oldest(self) -> WatchBatch:
+    def drop_oldest(self, size: int) -> WatchBatch:
         """Take the oldest batch out of the tail."""
         batch = self.batches.pop(self.start)
         self.start += 1
         self.floor = batch.revision
+        self.events -= len(batch.events)
+        self.bytes -= size
         return batch
+
+    def empty(self) -> None:
+        """Take all batches out of the tail."""
+        self.batches = {}
+        self.events = self.bytes = 0
 
     def number_after(self, revision: int) -> int:
         """Return the number of the first batch above a revision, which is not below the floor. O(log tail)."""
@@ -116,6 +132,7 @@ class Hub:
         self._topics: dict[Keys, Topic] = {}
         self._index: WatchIndex[Topic] = WatchIndex()
         self._order: deque[tuple[Topic, int]] = deque()  # each batch in a tail, and its bytes
+        self._dead = 0  # of these, those that are in no tail any more
         self._events = 0
         self._bytes = 0
         self._gone: deque[tuple[Topic, weakref.ref[Waiter]]] = deque()
@@ -174,17 +191,22 @@ class Hub:
             self._add(topic, WatchBatch(revision, tuple(events)))
 
     def _add(self, topic: Topic, batch: WatchBatch) -> None:
-        topic.add(batch)
         size = sum(len(kv.key) + len(kv.value) + _EVENT_BYTES for _, kv, _ in batch.events)
+        topic.add(batch, size)
         self._order.append((topic, size))
         self._events += len(batch.events)
         self._bytes += size
 
     def _shrink(self) -> None:
-        while (self._events > TAIL_EVENTS_MAX or self._bytes > TAIL_BYTES_MAX) and len(self._order) > 1:
-            topic, size = self._order.popleft()
-            self._events -= len(topic.drop_oldest().events)
+        order = self._order
+        while (self._events > TAIL_EVENTS_MAX or self._bytes > TAIL_BYTES_MAX) and len(order) - self._dead > 1:
+            topic, size = order.popleft()
+            if not topic.batches:  # I4: nobody adds to a topic that is gone
+                self._dead -= 1
+                continue
+            self._events -= len(topic.drop_oldest(size).events)
             self._bytes -= size
+        self._bury()
 
     def lost(self, revision: int) -> None:
         """Have everybody read the log up to a revision: what was committed last could not be published."""
@@ -194,9 +216,9 @@ class Hub:
                 topic.floor = self.revision
                 # A number that no watcher waits for: what is added next does not follow on what they have.
                 topic.start = topic.end = topic.end + 2
-                topic.batches = {}
+                topic.empty()
             self._order.clear()
-            self._events = self._bytes = 0
+            self._events = self._bytes = self._dead = 0
         self.wake_all()
 
     def wake_all(self) -> None:
@@ -253,11 +275,16 @@ class Hub:
                 self._empty(topic)
 
     def _empty(self, topic: Topic) -> None:
-        if topic.batches:
-            self._order = deque((other, size) for other, size in self._order if other is not topic)
-            self._bytes = sum(size for _, size in self._order)
-            self._events -= sum(len(batch.events) for batch in topic.batches.values())
-            topic.batches = {}
+        self._events -= topic.events
+        self._bytes -= topic.bytes
+        self._dead += len(topic.batches)
+        topic.empty()
+        self._bury()
+
+    def _bury(self) -> None:
+        if self._dead > len(self._order) // 2:  # I4
+            self._order = deque(place for place in self._order if place[0].batches)
+            self._dead = 0
 
     def current(self) -> int:
         """Return the revision up to which there is something to deliver."""

@@ -22,15 +22,14 @@ from contextlib import suppress
 from typing import Self
 
 from mvccstore.clock import Clock
-from mvccstore.codec import UNPACK_ERRORS, unpack, unpack_lease_id
-from mvccstore.errors import ClosedError, CorruptError, LeaseExistsError, LeaseNotFoundError
+from mvccstore.errors import ClosedError, LeaseExistsError, LeaseNotFoundError
+from mvccstore.mvcc.lease import granted
 from mvccstore.mvcc.lease_table import LeaseTable
-from mvccstore.tables import ReadTxn, Table
+from mvccstore.tables import ReadTxn
 from mvccstore.types import DeleteResult, LeaseGrantRequest, LeaseRevokeRequest, Result, WriteRequest
 
 TTL_SECONDS_MAX = 9_000_000_000
 """As etcd has it: 285 years."""
-_PAGE_ROWS = 1_000
 
 
 class Lease:
@@ -137,16 +136,7 @@ class Leases:
 
     def load(self, txn: ReadTxn, path: str) -> None:
         """Make the table right: leases that it does not have begin now. O(leases)."""
-        stored: dict[int, int] = {}
-        start: bytes | None = b""
-        while start is not None:
-            page = txn.page(Table.LEASES, start, None, _PAGE_ROWS)
-            for name, packed in page:
-                try:
-                    stored[unpack_lease_id(name)] = unpack(packed)[0]
-                except (*UNPACK_ERRORS, IndexError) as error:
-                    raise CorruptError(path, f"a lease cannot be read: {error}") from error
-            start = page[-1][0] + b"\0" if len(page) == _PAGE_ROWS else None
+        stored = dict(granted(txn, path))
         now = self._clock.monotonic()
         with self._mutex:
             for lease_id in self._table.ids():

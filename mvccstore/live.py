@@ -118,6 +118,10 @@ class LiveView(View):
             self._leases.keep(lease)
         return lease
 
+    def new_lease_id(self) -> int:
+        """Return a number that no lease has had, for who submits a `LeaseGrantRequest`. For servers."""
+        return self._leases.new_id()
+
     def lease(self, lease_id: SupportsIndex) -> Lease:
         """Return a lease by its id.
 

@@ -192,14 +192,16 @@ class Subscription:
                 if self.listen(woken.set):
                     woken.wait(None if wait is None else min(wait, threading.TIMEOUT_MAX))
             finally:
-                self._unlisten(woken.set)
+                self.unlisten(woken.set)
 
     def poll(self) -> Delivery | None:
         """Return what `next_batch` would without waiting."""
         with self._mutex:
             if len(self._unacknowledged) >= UNACKNOWLEDGED_MAX:
                 raise UnacknowledgedLimitError(len(self._unacknowledged) + 1, UNACKNOWLEDGED_MAX)
-            batch = self._take()
+            while not self._look():
+                pass
+            batch = self._ready
             if batch is None:
                 self._advance()
                 return None
@@ -208,8 +210,16 @@ class Subscription:
             self._delivered = max(self._delivered, batch.revision)
             return Delivery(batch.revision, batch.events, self)
 
+    def catch_up(self) -> bool:
+        """Go on by a page, or a batch, to what comes next. True if `poll` need not, either.
+
+        For those who have something else to do in between, as `Watcher.catch_up`. Raises what `poll` does of it.
+        """
+        with self._mutex:
+            return self._look()
+
     def listen(self, on_wake: Callable[[], None]) -> bool:
-        """Be told once, from another thread, when there may be something to take.
+        """Be told once, from another thread, when there may be something to take. Needs an `unlisten`.
 
         Returns: False if there may be something already.
         """
@@ -220,12 +230,16 @@ class Subscription:
                 self._waiting.append(on_wake)
             if self._watcher.listen(self._on_wake):
                 return True
-        self._unlisten(on_wake)
+            self.unlisten(on_wake)
         return False
 
-    def _unlisten(self, on_wake: Callable[[], None]) -> None:
-        with self._gate, suppress(ValueError):
-            self._waiting.remove(on_wake)
+    def unlisten(self, on_wake: Callable[[], None]) -> None:
+        """Undo `listen`, also of one that was told. While anybody listens, the hub keeps the watcher alive."""
+        with self._mutex:
+            with self._gate, suppress(ValueError):
+                self._waiting.remove(on_wake)
+            if not self._waiting and self._watcher is not None:
+                self._watcher.unlisten()
 
     def _wake(self) -> None:
         with self._gate:
@@ -233,23 +247,27 @@ class Subscription:
         for on_wake in waiting:
             on_wake()
 
-    def _take(self) -> WatchBatch | None:
-        """Return the next batch, and keep it at hand; None if there is none now."""
-        while self._ready is None:
-            self._check_open()
-            try:
-                if self._watcher is None:
-                    self._watcher = self._host.watch(self.keys, start_revision=self._acked + 1)
-                batch = self._watcher.poll()
-            except CompactedError as error:
-                self._watcher = None
-                raise SubscriptionLostError(self.name, self._acked + 1, error.compact_revision) from error
-            if batch is None:
-                return None
-            if batch.revision > self._acked:  # else acknowledged since it was taken back
-                self._ready = self._host._latest(batch) if self._latest_only else batch
+    def _look(self) -> bool:
+        """Go on by a page, or a batch. True when the next to deliver is at hand, or there is none now."""
         self._check_open()
-        return self._ready
+        if self._ready is not None:
+            return True
+        try:
+            if self._watcher is None:
+                self._watcher = self._host.watch(self.keys, start_revision=self._acked + 1)
+            if not self._watcher.catch_up():
+                return False
+            batch = self._watcher.poll()
+        except CompactedError as error:
+            self._watcher = None
+            raise SubscriptionLostError(self.name, self._acked + 1, error.compact_revision) from error
+        if batch is None:
+            return True
+        if batch.revision > self._acked:  # else acknowledged since it was taken back
+            self._ready = batch  # first: if what follows raises, it is not lost
+            if self._latest_only:
+                self._ready = self._host._latest(batch)
+        return self._ready is not None
 
     def __iter__(self) -> Iterator[Delivery]:
         return self
@@ -283,6 +301,16 @@ class Subscription:
 
         Cost: one commit if the cursor has moved, shared with other writers; not durable, none. No revision.
         """
+        if self.note_ack(revision, durable=durable):
+            self.save()
+
+    def ack_one(self, revision: int, *, durable: bool = True) -> None:
+        """Acknowledge one delivery, and no other; one that is not known any more is passed over. As `ack`."""
+        if self.note_ack_one(revision, durable=durable):
+            self.save()
+
+    def note_ack(self, revision: int, *, durable: bool) -> bool:
+        """Do what `ack` does, but for storing it. True if it is to be stored now."""
         check_revision(revision)
         with self._mutex:
             self._check_open()
@@ -292,22 +320,19 @@ class Subscription:
             while self._unacknowledged and next(iter(self._unacknowledged)) <= revision:
                 self._unacknowledged.popitem(last=False)
             self._acked = max(self._acked, revision)
-        self._acknowledged(durable=durable)
+            return self._is_due(durable=durable)
 
-    def ack_one(self, revision: int, *, durable: bool = True) -> None:
-        """Acknowledge one delivery, and no other; one that is not known any more is passed over. As `ack`."""
+    def note_ack_one(self, revision: int, *, durable: bool) -> bool:
+        """Do what `ack_one` does, but for storing it. True if it is to be stored now."""
         with self._mutex:
             self._check_open()
             self._unacknowledged.pop(revision, None)
-        self._acknowledged(durable=durable)
+            return self._is_due(durable=durable)
 
-    def _acknowledged(self, *, durable: bool) -> None:
-        with self._mutex:
-            self._advance()
-            self._unsaved_acks += 1
-            is_due = durable or self._unsaved_acks >= UNSAVED_ACKS_MAX
-        if is_due:
-            self.save()
+    def _is_due(self, *, durable: bool) -> bool:
+        self._advance()
+        self._unsaved_acks += 1
+        return durable or self._unsaved_acks >= UNSAVED_ACKS_MAX
 
     def _advance(self) -> None:
         """Move the cursor up to where nothing is left to acknowledge."""
@@ -330,29 +355,44 @@ class Subscription:
 
         Cost: one commit, or nothing.
         """
+        request = self.unsaved()
+        if request is not None:
+            self._host._submit(request)
+            self.saved(request)
+
+    def unsaved(self) -> SubscriptionAckRequest | None:
+        """Return the write that stores how far it is; None if that has not changed. Followed by `saved`."""
         with self._mutex:
-            revision, self._unsaved_acks = self._acked, 0
-            if revision <= self._saved:
-                return
-        # Two that do so at once come in any order: the store takes the greater.
-        self._host._submit(SubscriptionAckRequest(self.name, revision))
+            self._unsaved_acks = 0
+            # Two that are written at once come in any order: the store takes the greater.
+            return SubscriptionAckRequest(self.name, self._acked) if self._acked > self._saved else None
+
+    def saved(self, request: SubscriptionAckRequest) -> None:
+        """Note that what `unsaved` returned was written."""
         with self._mutex:
-            self._saved = max(self._saved, revision)
+            if request.revision <= self._acked:  # else it was sought back, and that was written later
+                self._saved = max(self._saved, request.revision)
 
     def settle(self, *, is_ending: bool = False) -> None:
         """Look how far it is now, and store that: for the store, before it compacts or is closed.
 
         Cost: one commit, or nothing; before a compaction, what `poll` costs if nothing was taken yet.
         """
+        # A lost one stays where it is, and its consumer is told. When watching has ended, what is known is stored.
+        with suppress(SubscriptionLostError, ClosedError):
+            while not self._settled(is_ending=is_ending):
+                pass  # lets those in between who take from it
+        if not self._is_closed:
+            self.save()
+
+    def _settled(self, *, is_ending: bool) -> bool:
         with self._mutex:
-            if self._is_closed:
-                return
-            if not self._unacknowledged and not (is_ending and self._watcher is None):
-                # A lost one stays where it is, and its consumer is told.
-                with suppress(SubscriptionLostError):
-                    self._take()
-                    self._advance()
-        self.save()
+            if self._is_closed or self._unacknowledged or (is_ending and self._watcher is None):
+                return True
+            if not self._look():
+                return False
+            self._advance()
+            return True
 
     # Moving
 
@@ -367,6 +407,8 @@ class Subscription:
 
     def seek(self, start_revision: int) -> None:
         """Go on from a revision, whatever was acknowledged; what is before it counts as acknowledged.
+
+        What others acknowledge at the same time may count after it.
 
         Args:
             start_revision: The first to deliver, from the compact revision to the one after the current; 0 for
@@ -425,7 +467,7 @@ class Subscription:
                 with suppress(ClosedError, SubscriptionNotFoundError):
                     self.save()
         finally:
-            self._end()
+            self.end()
 
     def __del__(self) -> None:
         watcher = getattr(self, "_watcher", None)
@@ -442,9 +484,10 @@ class Subscription:
         """
         self._check_open()
         self._host._submit(SubscriptionDeleteRequest(self.name))
-        self._end()
+        self.end()
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Do what `close` does, but for storing anything."""
         with self._mutex:
             self._is_closed = True
             self._restart()

@@ -12,10 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from mvccstore.codec import (
-    entry_floor,
-    entry_main,
     entry_of,
-    is_live,
     log_key_floor,
     pack_lease_id,
     pack_u64,
@@ -25,8 +22,8 @@ from mvccstore.engine import Engine, EngineOptions, detect_engine, open_engine
 from mvccstore.engine.disk import fsync_directory
 from mvccstore.engine.lockfile import WriterLock
 from mvccstore.errors import CorruptError, FormatError, StorageError
-from mvccstore.mvcc import check, lease, subscription
-from mvccstore.mvcc.read import PAGE_ROWS
+from mvccstore.mvcc import attributes, check, lease, subscription
+from mvccstore.mvcc.read import PAGE_ROWS, is_survivor
 from mvccstore.mvcc.state import (
     FIRST_REVISION,
     NEVER_COMPACTED,
@@ -82,12 +79,13 @@ def copy_records(source: Engine, target: Engine, progress: Progress | None = Non
     The target must be empty. History that compaction made invisible is left behind. The caller keeps
     compaction from reclaiming more meanwhile; writers may go on, and what they write is not copied.
 
-    Cost: a read and two writes a record; memory for the keys that have a lease, and a page.
+    Cost: a read and two writes a record; memory for the keys that have a lease, the attributes, and a page.
     """
     with closing(source.read()) as txn:
         state = load(txn, source.path)
         granted = list(_table(txn, Table.LEASES))
-        subscribed = list(subscription.packed_records(txn))
+        others = [*subscription.packed_records(txn), *attributes.packed_records(txn)]
+        counters = attributes.load_counters(txn, source.path)
         total = txn.length(Table.LOG)
     compaction = Compaction()
     if state.compaction.revision != NEVER_COMPACTED:
@@ -98,8 +96,10 @@ def copy_records(source: Engine, target: Engine, progress: Progress | None = Non
         save_compaction(txn, compaction)
         for name, packed in granted:
             txn.put(Table.LEASES, name, packed)
-        for name, packed in subscribed:
+        for name, packed in others:
             txn.put(Table.META, name, packed)
+        if counters.version:
+            attributes.save_counters(txn, counters)
 
     _write(target, prepare)
     copier = _Copier(source, state.revision, compaction.revision, {name for name, _ in granted})
@@ -121,7 +121,6 @@ class _Copier:
         self._source = source
         self._end = log_key_floor(revision + 1)
         self._floor = max(floor, FIRST_REVISION)
-        self._at_floor = entry_floor(self._floor)
         self._granted = granted
         self._resume: bytes | None = b""
         self._leased: dict[bytes, tuple[int, bytes]] = {}  # key -> lease id, log key
@@ -137,13 +136,9 @@ class _Copier:
             rows = []
             for log_key, record in page:
                 kv = unpack_record(record, self._source.path)
-                if kv.mod_revision > self._floor or self._is_survivor(txn, kv.key, entry_of(log_key, kv)):
+                if kv.mod_revision > self._floor or is_survivor(txn, kv.key, entry_of(log_key, kv), self._floor):
                     rows.append((log_key, record, kv))
         return rows
-
-    def _is_survivor(self, txn: ReadTxn, key: bytes, entry: bytes) -> bool:
-        stays = is_live(entry) or entry_main(entry) == self._floor
-        return bool(stays) and txn.newest_at(key, self._at_floor) == entry
 
     def write(self, txn: WriteTxn, rows: list[tuple[bytes, bytes, KeyValue]]) -> None:
         """Write rows of `next_rows`."""
@@ -215,7 +210,7 @@ def restore(
 ) -> int:
     """Make a store at `path` from a backup, after checking the backup; return its revision.
 
-    Keys, history, revisions, leases and subscriptions are the backup's. The backup is only read.
+    Keys, history, revisions, leases, subscriptions and attributes are the backup's. The backup is only read.
 
     Args:
         backup: What `Store.backup` wrote, or any store's file.

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from operator import index
 from typing import Literal, NamedTuple, SupportsIndex, overload
 
+from mvccstore.attributes import AttributesRequest as AttributesRequest
+from mvccstore.attributes import AttributesResult as AttributesResult
+
 SortTarget = Literal["key", "version", "create", "mod", "value"]
 SortOrder = Literal["none", "ascend", "descend"]
 CompareTarget = Literal["version", "create", "mod", "value", "lease"]
@@ -376,9 +379,8 @@ class SubscriptionDeleteRequest:
 
 SubscriptionRequest = SubscriptionSaveRequest | SubscriptionAckRequest | SubscriptionDeleteRequest
 LeaseRequest = LeaseGrantRequest | LeaseRevokeRequest
-WriteRequest = (
-    PutRequest | DeleteRequest | TxnRequest | BatchRequest | CompactRequest | LeaseRequest | SubscriptionRequest
-)
+OtherRequest = LeaseRequest | SubscriptionRequest | AttributesRequest
+WriteRequest = PutRequest | DeleteRequest | TxnRequest | BatchRequest | CompactRequest | OtherRequest
 
 
 class Command(NamedTuple):
@@ -514,11 +516,12 @@ class TxnResult:
     """The revision written; the current one if nothing was."""
     succeeded: bool
     """Whether all compares held, so that the success branch ran."""
-    responses: tuple[Result, ...] = ()
+    responses: tuple[Response, ...] = ()
     """One result for each operation of the branch that ran."""
 
 
-Result = PutResult | DeleteResult | RangeResult | TxnResult
+Response = PutResult | DeleteResult | RangeResult | TxnResult
+Result = Response | AttributesResult
 
 
 _EMPTY_KEY = "key is empty"

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
 from mvccstore.codec import entry_floor
@@ -17,10 +18,32 @@ from mvccstore.errors import ClosedError, CompactedError, FutureRevisionError
 from mvccstore.mvcc import read
 from mvccstore.mvcc.state import FIRST_REVISION
 from mvccstore.tables import ReadTxn
-from mvccstore.types import Event, Keys, KeyValue, Op, RangeResult, SortTarget, check_keys, check_revision
+from mvccstore.types import (
+    Event,
+    Keys,
+    KeyValue,
+    Op,
+    RangeRequest,
+    RangeResult,
+    SortTarget,
+    check_keys,
+    check_revision,
+)
 
 T = TypeVar("T")
 _PAGE_ROWS_FIRST = 50
+PAGE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """The next rows of a range."""
+
+    revision: int
+    """The revision that was read: the one asked for, or the one current then."""
+    kvs: tuple[KeyValue, ...]
+    resume: bytes | None
+    """Where the next page begins; None if there is none."""
 
 
 class Cut(NamedTuple):
@@ -239,6 +262,56 @@ class View(ABC):
         cut = self._cut(revision)
         try:
             return read.find(cut.txn, request, cut.at, cut.revision)
+        finally:
+            self._release(cut.txn)
+
+    def find(self, request: RangeRequest) -> RangeResult:
+        """Answer a range request by etcd's rules for numbers that `range` refuses. For servers.
+
+        A negative `revision` is the current one, a negative limit is none, a negative filter is one.
+
+        Raises, Cost: as `range`.
+        """
+        revision = max(request.revision, 0)
+        cut = self._cut(revision)
+        try:
+            return read.find(cut.txn, request, cut.at, cut.revision)
+        finally:
+            self._release(cut.txn)
+
+    def page(self, keys: Keys, *, revision: int = 0, limit: int = read.PAGE_ROWS, bytes_max: int = PAGE_BYTES) -> Page:
+        """Return the first rows of a range in key order, and where the next page begins.
+
+        To go on: `page(KeyRange(page.resume, end), revision=page.revision)`. Nothing is held between two pages:
+        hold a `snapshot` where compaction must not come in between.
+
+        Args:
+            keys: A key or a `KeyRange`.
+            revision: As for `get`.
+            limit: Rows at most, from 1 up.
+            bytes_max: The page ends with the row that brings keys and values to so many bytes.
+
+        Raises: what `range` raises.
+
+        Cost: an index step and a lookup a row; a few rows beyond `bytes_max` are read at worst.
+
+        >>> import mvccstore
+        >>> from mvccstore import KeyRange
+        >>> store = mvccstore.open()
+        >>> _ = [store.put(key, b"") for key in (b"a", b"b", b"c")]
+        >>> page = store.page(KeyRange.all(), limit=2)
+        >>> [kv.key for kv in page.kvs], page.resume
+        ([b'a', b'b'], b'c')
+        """
+        check_revision(revision)
+        check_keys(keys)
+        if limit < 1 or bytes_max < 0:
+            msg = f"limit is {limit} and bytes_max {bytes_max}; they are from 1 and from 0 up"
+            raise ValueError(msg)
+        cut = self._cut(revision)
+        try:
+            kvs, resume = read.bounded(cut.txn, keys, cut.at, limit, bytes_max)
+            return Page(revision or cut.revision, tuple(kvs), resume)
         finally:
             self._release(cut.txn)
 

@@ -25,7 +25,8 @@ from mvccstore.view import Cut, View
 WatchFilter = Literal["noput", "nodelete"]
 _DROPPED: dict[str, str] = {"noput": "put", "nodelete": "delete"}
 
-PAGE_EVENTS = 1_000
+PAGE_EVENTS = 1_001
+"""One more than a thousand revisions of one change each: the last of a page waits, as it may go on in the next."""
 POLL_SECONDS = 0.05
 """How often the store of another process is looked at."""
 _WHAT = "watcher"
@@ -67,9 +68,10 @@ class Watcher:
         self._gate = threading.Lock()
         self._gate.acquire()
         self._on_wake: Callable[[], None] | None = None
-        self._read: deque[WatchBatch] = deque()  # from the log, not yet taken
+        # Both are made when there is something to hold: an empty deque is larger than all the rest.
+        self._read: deque[WatchBatch] | None = None  # from the log, not yet taken; not empty
         self._read_to = 0  # revision
-        self._events: deque[Event] = deque()  # of the batch that is iterated over
+        self._events: deque[Event] | None = None  # of the batch that is iterated over; not empty
         self._before = 0  # the revision before that batch
         self._number = -1  # of the next batch in the topic's tail
         self._ref: weakref.ref[Waiter] = weakref.ref(self)
@@ -140,7 +142,7 @@ class Watcher:
         """Return what `next_batch` would without waiting: `next_batch(timeout=0)`, only quicker."""
         if self._events:
             events = tuple(self._events)
-            self._events.clear()
+            self._events = None
             return WatchBatch(events[-1].revision, events)
         batch = self._take()
         if self._progress is not None:
@@ -179,9 +181,14 @@ class Watcher:
             if batch is not None:
                 if len(batch.events) == 1:
                     return batch.events[0]
+                if not batch.events:
+                    continue
                 self._before = max(before, batch.revision - 1)
-                self._events.extend(batch.events)
-        return self._events.popleft()
+                self._events = deque(batch.events)
+        event = self._events.popleft()
+        if not self._events:
+            self._events = None
+        return event
 
     def close(self) -> None:
         """Stop watching. A thread that waits in it is woken. Closing twice is harmless; from any thread."""
@@ -238,6 +245,11 @@ class Watcher:
             waits.append(max(self._active_at + self._progress - self._clock.monotonic(), 0.001))
         return min(waits, default=None)
 
+    @property
+    def has_batch(self) -> bool:
+        """Whether the next `poll` has something to look at without reading the log."""
+        return self._read is not None or self._number in self._topic.batches
+
     def catch_up(self) -> bool:
         """Read a page of the log, if it is that far behind. True if `poll` need not read one, either.
 
@@ -245,12 +257,12 @@ class Watcher:
         `poll` reads all of it.
         """
         hub = self._hub
-        if self._read or self._number in self._topic.batches or self._is_closed or hub.is_closed:
+        if self.has_batch or self._is_closed or hub.is_closed:
             return True
         if self._rejoin() or (hub.is_remote and hub.current() <= self._cursor):
             return True
         self._read_log()
-        return bool(self._read)
+        return self._read is not None
 
     def _check_start(self, start_revision: int, floor: int) -> None:
         if start_revision and start_revision < floor:
@@ -266,7 +278,11 @@ class Watcher:
                 raise ClosedError
             if self._read:
                 batch = self._read.popleft()
-                self._cursor = batch.revision if self._read else max(batch.revision, self._read_to)
+                if self._read:
+                    self._cursor = batch.revision
+                else:
+                    self._read = None
+                    self._cursor = max(batch.revision, self._read_to)
                 return batch
             found = topic.batches.get(self._number)
             if found is not None:
@@ -345,7 +361,7 @@ class Watcher:
             batches = _by_revision(events)
             if self._dropped or self._prev_kv:
                 batches = [dressed for batch in batches if (dressed := self._dressed_at(cut, batch)) is not None]
-            self._read.extend(batches)
+            self._read = deque(batches) if batches else None
         finally:
             self._view._release(cut.txn)
         self._read_to = read_to

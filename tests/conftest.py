@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 
 import mvccstore
+from tests.oracle.choice import begin_building, describe_choice, end_building, find_oracle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,6 +21,29 @@ settings.register_profile("dev", max_examples=50, phases=[Phase.explicit, Phase.
 settings.register_profile("ci", max_examples=100, **_COMMON)
 settings.register_profile("nightly", max_examples=2_000, **{**_COMMON, "derandomize": False, "print_blob": True})
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+
+
+def pytest_report_header() -> str:
+    """Say which etcd the tests will compare with."""
+    return f"oracle: {describe_choice()}"
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Begin to build etcd while the tests that do without it run."""
+    if not session.config.option.collectonly and any(item.get_closest_marker("etcd") for item in session.items):
+        begin_building()
+
+
+def pytest_sessionfinish() -> None:
+    """Leave nothing running."""
+    end_building()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which etcd it was in the end: one that cannot be built is replaced by an older one."""
+    if find_oracle.cache_info().currsize:
+        terminalreporter.write_line(f"oracle: {find_oracle()}")
+
 
 ENGINES = ("lmdb", "memory", "sqlite")
 

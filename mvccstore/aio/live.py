@@ -39,6 +39,31 @@ class Submit(Protocol):
         ...
 
 
+async def woken(
+    courier: Courier,
+    seconds: float | None,
+    listen: Callable[[Callable[[], None]], bool],
+    unlisten: Callable[[Callable[[], None]], None],
+) -> None:
+    """Return when a watcher or subscription may have something to take, or after some time."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[None] = loop.create_future()
+
+    # The hub must keep nobody alive for this, only what it has to wake.
+    def wake() -> None:
+        courier.post((future, None, None))
+
+    if not listen(wake):
+        return
+    timer = None if seconds is None else loop.call_later(min(seconds, WAIT_SECONDS_MAX), wake)
+    try:
+        await future
+    finally:
+        if timer is not None:
+            timer.cancel()
+        unlisten(wake)  # I2
+
+
 class AsyncWatcher:
     """The changes of a key or range, as they are committed: as `Watcher`, for `async for`. Get one from `AsyncStore.watch`.
 
@@ -110,25 +135,8 @@ class AsyncWatcher:
                 if left <= 0:
                     return None
                 wait = left if wait is None else min(left, wait)
-            await self._wait(loop, wait)
-
-    async def _wait(self, loop: asyncio.AbstractEventLoop, seconds: float | None) -> None:
-        """Return when there may be something to take, or after some time."""
-        woken: asyncio.Future[None] = loop.create_future()
-        courier = self._courier
-        # Not a method: the hub must not keep this object alive, only what it has to wake.
-        if not self._watcher.listen(lambda: courier.post((woken, None, None))):
-            return
-        timer = None
-        if seconds is not None:
-            timer = loop.call_later(min(seconds, WAIT_SECONDS_MAX), courier.post, (woken, None, None))
-        self._in_a_row = 0
-        try:
-            await woken
-        finally:
-            if timer is not None:
-                timer.cancel()
-            self._watcher.unlisten()  # I2
+            self._in_a_row = 0
+            await woken(self._courier, wait, watcher.listen, lambda _: watcher.unlisten())
 
     def batches(self) -> AsyncIterator[WatchBatch]:
         """As `Watcher.batches`, for `async for`."""

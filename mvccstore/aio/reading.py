@@ -10,8 +10,9 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
 from typing import Generic, Self, TypeVar
 
-from mvccstore.types import Event, Keys, KeyValue, RangeResult, SortTarget
-from mvccstore.view import Scan, Snapshot, View
+from mvccstore.mvcc.read import PAGE_ROWS
+from mvccstore.types import Event, Keys, KeyValue, RangeRequest, RangeResult, SortTarget
+from mvccstore.view import PAGE_BYTES, Page, Scan, Snapshot, View
 
 T = TypeVar("T")
 
@@ -101,6 +102,14 @@ class AsyncView(ABC):
             min_create_revision=min_create_revision,
             max_create_revision=max_create_revision,
         )
+
+    async def find(self, request: RangeRequest) -> RangeResult:
+        """As `Store.find`."""
+        return self._view().find(request)
+
+    async def page(self, keys: Keys, *, revision: int = 0, limit: int = PAGE_ROWS, bytes_max: int = PAGE_BYTES) -> Page:
+        """As `Store.page`."""
+        return self._view().page(keys, revision=revision, limit=limit, bytes_max=bytes_max)
 
     async def count(self, keys: Keys, *, revision: int = 0) -> int:
         """As `Store.count`."""

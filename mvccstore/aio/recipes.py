@@ -233,9 +233,21 @@ class AsyncStoreMapping(Generic[K, T]):
         """Iterate over the items, for `async for`: in the order of keys, all as of one revision."""
         return _Mapped(self._store.scan(self._entries.keys), self._entries.item)
 
-    async def setdefault(self, key: K, default: T) -> T:
+    def keys(self) -> AsyncIterator[K]:
+        """Iterate over the keys, for `async for`: in their order, all as of one revision."""
+        return aiter(self)
+
+    def values(self) -> AsyncIterator[T]:
+        """Iterate over the values, for `async for`: in the order of keys, all as of one revision."""
+        return _Mapped(self._store.scan(self._entries.keys), self._entries.value)
+
+    @overload
+    async def setdefault(self: AsyncStoreMapping[K, T | None], key: K, default: None = None, /) -> T | None: ...
+    @overload
+    async def setdefault(self, key: K, default: T, /) -> T: ...
+    async def setdefault(self, key: K, default: T | None = None, /) -> T | None:
         """As `StoreMapping.setdefault`."""
-        kv = self._entries.was_set(await self._txn(self._entries.setdefault(key, default)))
+        kv = self._entries.was_set(await self._txn(self._entries.setdefault(key, default)))  # type: ignore[arg-type]
         return default if kv is None else self._entries.value(kv)
 
     @overload
@@ -252,6 +264,16 @@ class AsyncStoreMapping(Generic[K, T]):
         if default is _REQUIRED:
             raise KeyError(key)
         return default
+
+    async def popitem(self) -> tuple[K, T]:
+        """As `StoreMapping.popitem`."""
+        async with self._store.scan(self._entries.keys, keys_only=True) as scan:
+            async for found in scan:
+                kv = self._entries.deleted(await self._txn(self._entries.delete(self._entries.key(found.key))))
+                if kv is not None:  # or somebody was quicker
+                    return self._entries.item(kv)
+        msg = "the mapping is empty"
+        raise KeyError(msg)
 
     async def clear(self) -> None:
         """As `StoreMapping.clear`."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from inspect import isawaitable, iscoroutine
@@ -25,12 +25,14 @@ from typing import Literal, Self, SupportsIndex, TypeVar, overload
 from mvccstore.aio.live import AsyncLease, AsyncWatcher
 from mvccstore.aio.reading import AsyncScan, AsyncSnapshot
 from mvccstore.aio.recipes import AsyncRecipes
+from mvccstore.aio.subscription import AsyncSubscribing
 from mvccstore.aio.worker import Courier, Worker
+from mvccstore.attributes import Attributes, AttributesResult, attributes_request
 from mvccstore.clock import Clock
 from mvccstore.commit import Replicator
 from mvccstore.difference import Difference
 from mvccstore.engine import Engine
-from mvccstore.errors import ClosedError, LeaseExistsError
+from mvccstore.errors import ClosedError, LeaseExistsError, StoreError
 from mvccstore.lease import Lease, ttl_ms
 from mvccstore.mvcc.validate import check_keys_size, check_put, check_txn
 from mvccstore.opening import open_store
@@ -63,7 +65,7 @@ T = TypeVar("T")
 _ALL = KeyRange.all()
 
 
-class AsyncStore(AsyncRecipes):
+class AsyncStore(AsyncRecipes, AsyncSubscribing):
     """An open store, for the tasks of one event loop. Get one from `mvccstore.aio.open`.
 
     For `async with`. What is not said here of a method is as in `Store`: what it observes, makes durable, raises
@@ -80,7 +82,7 @@ class AsyncStore(AsyncRecipes):
         self._writer = writer
         self._helper = Worker(self._loop, courier, "mvccstore-helper")
         self._closing: asyncio.Future[None] | None = None
-        writer.serve(store._submit_many)
+        writer.serve(store.submit_many)
 
     def _check_loop(self) -> None:
         if asyncio.get_running_loop() is not self._loop:
@@ -244,6 +246,14 @@ class AsyncStore(AsyncRecipes):
         """As `Store.submit`. Cost: its share of a commit."""
         return await self._submit(request)
 
+    async def submit_many(self, requests: Sequence[WriteRequest]) -> list[Result | StoreError]:
+        """As `Store.submit_many`. Cost: its share of a commit."""
+        store = self._writable()
+        if store._replicator is not None:
+            return await self._writer.call(partial(store.submit_many, list(requests)))
+        answers = await asyncio.gather(*map(self._writer.write, requests), return_exceptions=True)
+        return [_result_or_refusal(answer) for answer in answers]
+
     async def transact(self, fn: Callable[[Txn], T]) -> T:
         """Call `fn` with a transaction block (`Store.begin`), and return what it returns when that is committed.
 
@@ -306,6 +316,10 @@ class AsyncStore(AsyncRecipes):
             leases.keep(lease)
         return self._lease(lease)
 
+    async def new_lease_id(self) -> int:
+        """As `Store.new_lease_id`."""
+        return self._writable().new_lease_id()
+
     async def lease(self, lease_id: SupportsIndex) -> AsyncLease:
         """As `Store.lease`."""
         return self._lease(self._view().lease(lease_id))
@@ -316,6 +330,22 @@ class AsyncStore(AsyncRecipes):
 
     def _lease(self, lease: Lease) -> AsyncLease:
         return AsyncLease(lease, self._submit, self._check_loop)
+
+    # Attributes
+
+    async def attribute(self, name: str) -> bytes | None:
+        """As `Store.attribute`."""
+        return self._view().attribute(name)
+
+    async def attributes(self, prefix: str = "") -> Attributes:
+        """As `Store.attributes`."""
+        return self._view().attributes(prefix)
+
+    async def set_attributes(self, changes: Mapping[str, bytes | None], *, base: int | None = None) -> int:
+        """As `Store.set_attributes`. Cost: its share of a commit."""
+        result = await self._submit(attributes_request(changes, base))
+        assert isinstance(result, AttributesResult)
+        return result.version
 
     # Upkeep
 
@@ -351,6 +381,10 @@ class AsyncStore(AsyncRecipes):
     async def sync(self) -> None:
         """As `Store.sync`."""
         await self._writer.call(self._view().sync)
+
+    async def defragment(self) -> None:
+        """As `Store.defragment`. If cancelled after it has begun, it goes on."""
+        await self._helper.call(self._view().defragment)
 
     async def backup(
         self,
@@ -404,6 +438,12 @@ class AsyncStore(AsyncRecipes):
 
     def __repr__(self) -> str:
         return f"<Async{repr(self._store)[1:]}"
+
+
+def _result_or_refusal(answer: Result | BaseException) -> Result | StoreError:
+    if isinstance(answer, BaseException) and not isinstance(answer, StoreError):
+        raise answer
+    return answer
 
 
 def _transact(store: Store, fn: Callable[[Txn], T]) -> T:

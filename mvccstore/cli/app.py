@@ -19,6 +19,7 @@ from mvccstore.cli import (
     locking,
     past,
     reading,
+    serving,
     watching,
     writing,
 )
@@ -113,10 +114,12 @@ for _command in (
     exchange.import_command,
     exchange.export,
     files.compact,
+    files.defragment,
     files.backup,
     files.restore,
     files.stats,
     files.check,
+    serving.serve,
     demo.demo,
     completion.completion,
 ):

@@ -28,6 +28,7 @@ from mvccstore.cli.output import (
 from mvccstore.cli.session import (
     DurabilityName,
     Failure,
+    Moment,
     StoreCommand,
     at_option,
     common_options,
@@ -35,6 +36,7 @@ from mvccstore.cli.session import (
     one_line,
     open_for_reading,
     open_for_writing,
+    revision_at,
     store_path,
     wants_json,
 )
@@ -220,14 +222,14 @@ class Export(NamedTuple):
 @click.option("--history", is_flag=True, help="JSON lines: every change that is kept, in order, deletes included.")
 @click.option("--overwrite", is_flag=True, help="Replace DEST, or write into a directory that has files.")
 @click.option("--skip", is_flag=True, help="Directory: leave out keys that cannot be files, instead of failing.")
-@at_option
+@at_option("Read the store as it was then.")
 @common_options
-def export(dest: str, prefix: str, tree: bool, history: bool, overwrite: bool, skip: bool, at: int) -> None:
+def export(dest: str, prefix: str, tree: bool, history: bool, overwrite: bool, skip: bool, at: Moment) -> None:
     """Export keys to DEST: JSON lines to a file or stdout (the default), or a directory tree.
 
     JSON lines: what `range --json` prints; with --history, what `history --json` prints. A directory: every key
     is a file, its name the relative path (empty directories, permissions and times are not kept); if a key cannot
-    be one, nothing is written. With --at, everything is as it was at that revision.
+    be one, nothing is written. With --at, everything is as it was then.
 
     A file is there under its name when it is complete.
 
@@ -243,7 +245,7 @@ def export(dest: str, prefix: str, tree: bool, history: bool, overwrite: bool, s
         msg = "--skip is for directories"
         raise click.UsageError(msg)
     with open_for_reading() as store:
-        revision = at or store.revision
+        revision = revision_at(store, at) or store.revision
         source = Source(store, mvccstore.KeyRange.prefix(prefix_bytes), revision)
         if is_tree:
             done = _export_tree(source, Path(dest), len(prefix_bytes), overwrite=overwrite, skip=skip)

@@ -1,4 +1,4 @@
-"""Commands about a store as a whole: compact, backup, restore, stats, check."""
+"""Commands about a store as a whole: compact, defragment, backup, restore, stats, check."""
 
 from __future__ import annotations
 
@@ -49,8 +49,7 @@ def _age(_ctx: click.Context, _param: click.Parameter, value: str | None) -> flo
 def compact(revision: int | None, keep_revisions: int | None, keep_age: float | None, physical: bool) -> None:
     """Forget history below REVISION, keeping what is visible at it.
 
-    Reads below it then fail. The space is reused by later writes; the file does not shrink (a backup is as
-    small as can be). Without --physical, reclaiming goes on when the store is next open for writing.
+    Reads below it then fail. The space is reused by later writes; the file shrinks by defragment. Without --physical, reclaiming goes on when the store is next open for writing.
 
     JSON: one object with compact_revision, -1 if the store was never compacted, and is_changed.
     """
@@ -67,6 +66,27 @@ def compact(revision: int | None, keep_revisions: int | None, keep_age: float | 
         emit(f"compacted: {after} is now the oldest revision that can be read")
     else:
         emit("nothing to compact: there is no more history than that")
+
+
+@click.command(cls=StoreCommand, short_help="Give unused space back to the disk.")
+@click.argument("file", required=False, type=click.Path())
+@common_options
+def defragment(file: str | None) -> None:
+    """Make the file of a store as small as what is in it.
+
+    What history takes is used until it is compacted (compact --physical). The disk needs room for the small file
+    beside the old one. FILE may be left out if -s or MVCCSTORE names it.
+
+    JSON: one object with file_bytes_before and file_bytes.
+    """
+    with open_for_writing(file, create=False) as store:
+        before = store.stats().file_bytes
+        store.defragment()
+        after = store.stats().file_bytes
+    if wants_json():
+        emit_json({"file_bytes_before": before, "file_bytes": after})
+    else:
+        emit(f"the file has {human_bytes(after)}; before, it had {human_bytes(before)}")
 
 
 @click.command(cls=StoreCommand, short_help="Copy a store to a file, while it is used.")

@@ -28,6 +28,7 @@ from mvccstore.cli.output import (
 from mvccstore.cli.session import (
     KEY,
     DurabilityName,
+    Moment,
     StoreCommand,
     at_option,
     common_options,
@@ -35,6 +36,7 @@ from mvccstore.cli.session import (
     not_found,
     open_for_reading,
     open_for_writing,
+    revision_at,
     wants_json,
 )
 
@@ -62,7 +64,7 @@ class Counted(Iterable[T]):
 @click.argument("end", required=False, type=KEY)
 @span_options
 @click.option("--start-revision", type=_REVISION, default=0, metavar="N", help="Only changes at N or later.")
-@click.option("--at", type=_REVISION, default=0, metavar="REVISION", help="Only changes up to this one.")
+@at_option("Only changes up to then.")
 @click.option("--limit", type=click.IntRange(min=0), default=0, metavar="N", help="At most N changes.")
 @click.option("--oldest-first", is_flag=True, help="The oldest first.")
 @coding_options
@@ -73,7 +75,7 @@ def log(
     prefix: bool,
     from_key: bool,
     start_revision: int,
-    at: int,
+    at: Moment,
     limit: int,
     oldest_first: bool,
     coding: str | None,
@@ -89,11 +91,14 @@ def log(
     Exit code 1 if there is no change to list.
     """
     keys = keys_of(key, end, coding=coding, from_key=from_key, prefix=prefix)
-    _check_order("--start-revision", start_revision, "--at", at)
     with (
         open_for_reading() as store,
         store.log(
-            keys, start_revision=start_revision, end_revision=at, limit=limit, newest_first=not oldest_first
+            keys,
+            start_revision=start_revision,
+            end_revision=_end_revision(store, start_revision, at),
+            limit=limit,
+            newest_first=not oldest_first,
         ) as changes,
     ):
         counted = Counted(changes)
@@ -209,10 +214,10 @@ def _show_diff(differences: Iterable[mvccstore.Difference], coding: str | None, 
 @click.argument("key", required=False, type=KEY)
 @click.argument("end", required=False, type=KEY)
 @span_options
-@at_option
+@at_option("Read the store as it was then.")
 @coding_options
 @common_options
-def blame(key: str | None, end: str | None, prefix: bool, from_key: bool, at: int, coding: str | None) -> None:
+def blame(key: str | None, end: str | None, prefix: bool, from_key: bool, at: Moment, coding: str | None) -> None:
     """Show which revision last set each key, and when: all keys, KEY, or those from KEY up to END.
 
     In a pipe, each key is a line: revision, time (UTC; - if compacted), version, key, value, with tabs between
@@ -224,7 +229,10 @@ def blame(key: str | None, end: str | None, prefix: bool, from_key: bool, at: in
     Exit code 1 if KEY does not exist.
     """
     keys = _keys(key, end, coding=coding, from_key=from_key, prefix=prefix)
-    with open_for_reading() as store, store.blame(keys, revision=at) as blames:
+    with (
+        open_for_reading() as store,
+        store.blame(keys, revision=(revision := revision_at(store, at))) as blames,
+    ):
         counted = Counted(blames)
         if wants_json():
             emit_lines(as_json({**row_json(found.kv), "time_ms": found.time_ms}) for found in counted)
@@ -233,7 +241,7 @@ def blame(key: str | None, end: str | None, prefix: bool, from_key: bool, at: in
         else:
             emit_lines(_blame_line(found, coding) for found in counted)
     if not counted.seen and isinstance(keys, bytes):
-        not_found(f"no key {shown_key(keys, coding)}{f' at revision {at}' if at else ''}")
+        not_found(f"no key {shown_key(keys, coding)}{f' at revision {revision}' if revision else ''}")
 
 
 def _blame_line(found: mvccstore.Blame, coding: str | None) -> str:
@@ -311,10 +319,14 @@ def _keys(key: str | None, end: str | None, *, coding: str | None, from_key: boo
     return mvccstore.KeyRange.all()
 
 
-def _check_order(low_name: str, low: int, high_name: str, high: int) -> None:
-    if high and low > high:
-        msg = f"{low_name} {low} is above {high_name} {high}"
+def _end_revision(store: mvccstore.Store, start_revision: int, at: Moment) -> int:
+    revision = revision_at(store, at)
+    if revision and start_revision > revision:
+        then = "" if isinstance(at, int) else f", which is revision {revision}"
+        shown = at.isoformat() if isinstance(at, datetime) else at
+        msg = f"--start-revision {start_revision} is above --at {shown}{then}"
         raise click.UsageError(msg)
+    return revision
 
 
 def _as_typed(key: str) -> str:

@@ -27,11 +27,13 @@ from mvccstore.cli.output import (
 )
 from mvccstore.cli.session import (
     KEY,
+    Moment,
     StoreCommand,
     at_option,
     common_options,
     not_found,
     open_for_reading,
+    revision_at,
     wants_json,
 )
 
@@ -40,10 +42,10 @@ OrderBy = Literal["key", "version", "create", "mod", "value"]
 
 @click.command(cls=StoreCommand, short_help="Print the value of a key.")
 @click.argument("key", type=KEY)
-@at_option
+@at_option("Read the store as it was then.")
 @coding_options
 @common_options
-def get(key: str, at: int, coding: str | None) -> None:
+def get(key: str, at: Moment, coding: str | None) -> None:
     """Print the value of KEY.
 
     In a pipe or a file, exactly the value's bytes. On a terminal, control characters are escaped and a newline
@@ -55,11 +57,12 @@ def get(key: str, at: int, coding: str | None) -> None:
     """
     wanted = key_of(key, coding)
     with open_for_reading() as store:
-        kv = store.get(wanted, revision=at)
+        revision = revision_at(store, at)
+        kv = store.get(wanted, revision=revision)
     if wants_json():
         emit_json(None if kv is None else row_json(kv))
     if kv is None:
-        not_found(f"no key {shown_key(wanted, coding)}{f' at revision {at}' if at else ''}")
+        not_found(f"no key {shown_key(wanted, coding)}{f' at revision {revision}' if revision else ''}")
     if wants_json():
         return
     if on_terminal():
@@ -91,7 +94,7 @@ _REVISION = click.IntRange(min=0)
 )
 @click.option("--min-create-revision", type=_REVISION, default=0, metavar="N", help="Only keys created at N or later.")
 @click.option("--max-create-revision", type=_REVISION, default=0, metavar="N", help="Only keys created at N or before.")
-@at_option
+@at_option("Read the store as it was then.")
 @coding_options
 @common_options
 def range_command(
@@ -104,7 +107,7 @@ def range_command(
     descending: bool,
     keys_only: bool,
     count_only: bool,
-    at: int,
+    at: Moment,
     coding: str | None,
     **filters: int,
 ) -> None:
@@ -123,12 +126,12 @@ def range_command(
             _show_count(store, keys, at)
         return
     with open_for_reading() as store:
-        at = at or store.revision
+        revision = revision_at(store, at) or store.revision
         rows: Iterable[mvccstore.KeyValue]
         if descending or order_by != "key" or any(filters.values()):
             found = store.range(
                 keys,
-                revision=at,
+                revision=revision,
                 limit=limit and limit + 1,
                 order_by=order_by,
                 descending=descending,
@@ -138,14 +141,16 @@ def range_command(
                 min_create_revision=filters["min_create_revision"],
                 max_create_revision=filters["max_create_revision"],
             )
-            _show_rows(found.kvs, at, limit, coding, keys_only=keys_only)
+            _show_rows(found.kvs, revision, limit, coding, keys_only=keys_only)
         else:
             # Stops after the limit, and holds a page in memory; `Store.range` counts on to the end.
-            with store.scan(keys, revision=at, keys_only=keys_only) as rows:
-                _show_rows(rows, at, limit, coding, keys_only=keys_only)
+            with store.scan(keys, revision=revision, keys_only=keys_only) as rows:
+                _show_rows(rows, revision, limit, coding, keys_only=keys_only)
 
 
-def _show_rows(rows: Iterable[mvccstore.KeyValue], at: int, limit: int, coding: str | None, *, keys_only: bool) -> None:
+def _show_rows(
+    rows: Iterable[mvccstore.KeyValue], revision: int, limit: int, coding: str | None, *, keys_only: bool
+) -> None:
     remaining = iter(rows)
     shown = islice(remaining, limit) if limit else remaining
     if wants_json():
@@ -153,7 +158,7 @@ def _show_rows(rows: Iterable[mvccstore.KeyValue], at: int, limit: int, coding: 
     elif on_terminal():
         count = _show_table(shown, coding, keys_only=keys_only)
         rest = "; there are more" if limit and next(remaining, None) is not None else ""
-        click.secho(f"{plural(count, 'key')} at revision {at}{rest}", dim=True)
+        click.secho(f"{plural(count, 'key')} at revision {revision}{rest}", dim=True)
     elif keys_only:
         emit_lines(shown_key(kv.key, coding) for kv in shown)
     else:
@@ -185,10 +190,10 @@ def _revisions(kv: mvccstore.KeyValue) -> tuple[str, str, str]:
 @click.argument("start", metavar="[PREFIX | START", required=False, type=KEY)
 @click.argument("end", metavar="END]", required=False, type=KEY)
 @span_options
-@at_option
+@at_option("Read the store as it was then.")
 @coding_options
 @common_options
-def count(start: str | None, end: str | None, prefix: bool, from_key: bool, at: int, coding: str | None) -> None:
+def count(start: str | None, end: str | None, prefix: bool, from_key: bool, at: Moment, coding: str | None) -> None:
     """Count keys: all of them, those that begin with PREFIX, or those from START up to END.
 
     JSON: one object with count and revision, the one they were counted at.
@@ -198,8 +203,8 @@ def count(start: str | None, end: str | None, prefix: bool, from_key: bool, at: 
         _show_count(store, keys, at)
 
 
-def _show_count(store: mvccstore.Store, keys: mvccstore.Keys, at: int) -> None:
-    revision = at or store.revision
+def _show_count(store: mvccstore.Store, keys: mvccstore.Keys, at: Moment) -> None:
+    revision = revision_at(store, at) or store.revision
     counted = store.count(keys, revision=revision)
     if wants_json():
         emit_json({"count": counted, "revision": revision})
@@ -212,7 +217,7 @@ def _show_count(store: mvccstore.Store, keys: mvccstore.Keys, at: int) -> None:
 @click.argument("end", required=False, type=KEY)
 @span_options
 @click.option("--start-revision", type=_REVISION, default=0, metavar="N", help="Only changes at N or later.")
-@click.option("--at", type=_REVISION, default=0, metavar="REVISION", help="Only changes up to this one.")
+@at_option("Only changes up to then.")
 @click.option("--limit", type=click.IntRange(min=0), default=0, metavar="N", help="At most N changes.")
 @click.option("--descending", is_flag=True, help="The newest first.")
 @click.option("--keys-only", is_flag=True, help="Leave the values out.")
@@ -225,7 +230,7 @@ def history(
     prefix: bool,
     from_key: bool,
     start_revision: int,
-    at: int,
+    at: Moment,
     limit: int,
     descending: bool,
     keys_only: bool,
@@ -245,7 +250,9 @@ def history(
     keys = keys_of(key, end, coding=coding, from_key=from_key, prefix=prefix)
     with (
         open_for_reading() as store,
-        store.history(keys, start_revision=start_revision, end_revision=at, prev_kv=prev_kv) as events,
+        store.history(
+            keys, start_revision=start_revision, end_revision=revision_at(store, at), prev_kv=prev_kv
+        ) as events,
     ):
         changes = _cut(events, limit, descending=descending)
         is_many = isinstance(keys, mvccstore.KeyRange)

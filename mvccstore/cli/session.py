@@ -10,7 +10,10 @@ those that add (put, txn, import) make a store that does not exist; those that o
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
+from datetime import UTC, datetime
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -97,11 +100,49 @@ def json_option(command: _F) -> _F:
     )
 
 
-def at_option(command: _F) -> _F:
-    """Give a command `--at`."""
+Moment = int | float | datetime
+_REVISION = re.compile(r"\d+", re.ASCII)
+_SECONDS = re.compile(r"\d+\.\d*|\.\d+", re.ASCII)
+
+
+def moment(value: str | int) -> Moment:
+    """Return the revision or time that is meant on the command line.
+
+    What is all digits is a revision; with a decimal point it is seconds since the epoch; else it is ISO 8601,
+    which then has a dash, a colon or a letter. Without a time zone that is local time, as tables show it.
+
+    >>> moment("42"), moment("1738324800.5"), str(moment("2025-01-31T12:00:00Z"))
+    (42, 1738324800.5, '2025-01-31 12:00:00+00:00')
+    """
+    text = str(value)
+    try:
+        if _REVISION.fullmatch(text):
+            return int(text)
+        if _SECONDS.fullmatch(text) and isfinite(seconds := float(text)):
+            return seconds
+        time = datetime.fromisoformat(text)
+        return (time if time.tzinfo is not None else time.astimezone()).astimezone(UTC)
+    except (ValueError, OverflowError, OSError):  # the last two at the ends of the calendar
+        msg = f"{text!r} is neither a revision nor a time; 42, 2025-01-31T12:00:00Z and 1738324800.0 are"
+        raise click.BadParameter(msg) from None
+
+
+def at_option(meaning: str) -> Callable[[_F], _F]:
+    """Give a command `--at`; `revision_at` says which revision that is."""
     return click.option(
-        "--at", "at", metavar="REVISION", type=click.IntRange(min=0), default=0, help="Read the store as it was then."
-    )(command)
+        "--at",
+        "at",
+        metavar="REVISION|TIME",
+        type=moment,
+        default=0,
+        help=f"{meaning} A number is a revision. A time is 2025-01-31T12:00:00Z (ISO 8601; local time without a zone), "
+        "or seconds since the epoch with a decimal point.",
+    )
+
+
+def revision_at(store: mvccstore.Store, moment: Moment) -> int:
+    """Return the revision that `--at` means: 0 for the current one, of a time the last one written by then."""
+    return moment if isinstance(moment, int) else store.at(moment)
 
 
 def creation_options(command: _F) -> _F:
@@ -160,10 +201,14 @@ def open_for_reading(explicit: str | None = None) -> mvccstore.Store:
 
 
 def open_for_writing(
-    *, create: bool = True, engine: str | None = None, durability: DurabilityName = "fsync"
+    explicit: str | None = None,
+    *,
+    create: bool = True,
+    engine: str | None = None,
+    durability: DurabilityName = "fsync",
 ) -> mvccstore.Store:
     """Open the store to write to it."""
-    path = store_path()
+    path = store_path(explicit)
     if not create:
         _require(path)
     return mvccstore.open(path, engine=engine, create=create, durability=durability)

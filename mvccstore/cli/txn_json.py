@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import mvccstore
 from mvccstore.cli.keys import from_json
 from mvccstore.cli.output import row_json
-from mvccstore.types import Request, Result, TxnRequest
+from mvccstore.types import Request, Response, TxnRequest
 
 HELP = """\b
 The transaction:
@@ -81,7 +81,7 @@ def result_json(result: mvccstore.TxnResult) -> dict[str, object]:
     }
 
 
-def _response_json(response: Result) -> dict[str, object]:
+def _response_json(response: Response) -> dict[str, object]:
     match response:
         case mvccstore.PutResult():
             before = None if response.prev_kv is None else row_json(response.prev_kv)

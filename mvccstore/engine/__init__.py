@@ -106,6 +106,17 @@ class Engine(Protocol):
         """
         ...
 
+    def defragment(self) -> None:
+        """Give back the space that holds no data, and return when that is durable.
+
+        Called while no write transaction is open. Readers go on meanwhile, and see no difference. If it fails, or
+        the process ends, all is as before.
+
+        Raises:
+            StorageFullError: There is no room to work in.
+        """
+        ...
+
     def problems(self) -> list[str]:
         """Check the file's own structure, below the tables, and say what is wrong. O(file)."""
         ...

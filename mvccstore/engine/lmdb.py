@@ -11,6 +11,8 @@ Invariants:
 * I3. An idle view is used again only while nothing was committed since it was begun, so it shows what a
   fresh one would. A commit ends the idle ones: no page is kept from reuse by a view nobody uses.
 * I4. The map is resized, and the environment reopened, only while no view and no write is open.
+* I5. `_env` has the file under our name; a file that was exchanged is closed when nobody has a view of it: views
+  have it, we have not.
 
 The map is an address range, not memory and not disk: 64 GiB of it are reserved at once where the system
 allows, so that growing (which must wait until no view is open) is rare. When it does fill, also in the
@@ -32,27 +34,30 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import lmdb
 
 from mvccstore.engine import EngineOptions, EngineSize
-from mvccstore.engine.lmdb_environment import DATABASES_MAX, MAP_BYTES_MIN, copy_pages, open_environment, translated
+from mvccstore.engine.lmdb_compact import compact_path, gate, identity, open_shared, put_in_place, write_compact
+from mvccstore.engine.lmdb_environment import (
+    INDEX_NAMES,
+    MAP_BYTES_MIN,
+    Databases,
+    copy_pages,
+    open_databases,
+    translated,
+    used_bytes,
+)
 from mvccstore.engine.lmdb_file import examine, structure_problems
 from mvccstore.engine.lmdb_index import SHORT_BYTES_MAX, LmdbIndex
 from mvccstore.engine.lockfile import WriterLock
-from mvccstore.errors import ClosedError, CorruptError, FormatError, StorageError, StorageFullError
+from mvccstore.errors import ClosedError, CorruptError, StorageError, StorageFullError
 from mvccstore.tables import ENTRY_BYTES, RetryWrite, Table
 
 MAP_BYTES = 1 << 36
-_INDEX_NAMES = (b"index", b"tails")
 _LEAST = bytes(ENTRY_BYTES)
 _NEVER_AGAIN = -1  # the generation of views that are not to be used again
-
-_META_PAGES = 2
-_INDEX_ENTRY_BYTES_MAX = 96
-
-Databases = dict[Table, Any]
 
 
 class LmdbEngine:
@@ -100,40 +105,21 @@ class LmdbEngine:
             raise
 
     def _open(self) -> None:
-        self._env, self._map_bytes = open_environment(self.path, self._options, self._map_bytes)
+        self._env, self._map_bytes, found = open_shared(self.path, self._options, self._map_bytes)
         try:
-            self._open_databases()
-        except BaseException:
+            if not self._options.read_only:
+                Path(compact_path(self.path)).unlink(missing_ok=True)  # of a process that was killed
+                self._env.reader_check()  # slots of readers that were killed would hold pages back for ever
+            databases, index, tails = open_databases(self._env, self.path, create=not self._options.read_only)
+        except BaseException as error:
             self._env.close()
+            if isinstance(error, lmdb.Error):
+                raise self.translated(error) from error
             raise
-
-    def _open_databases(self) -> None:
-        if not self._options.read_only:
-            self._env.reader_check()  # slots of readers that were killed would hold pages back for ever
-        try:
-            create = self._is_new()
-            databases = {table: self._env.open_db(table.value.encode(), create=create) for table in Table}
-            index, tails = (
-                self._env.open_db(name, create=create, dupsort=True, dupfixed=True) for name in _INDEX_NAMES
-            )
-        except lmdb.NotFoundError as error:
-            raise FormatError(self.path, "an LMDB file, but not a store") from error
-        except (lmdb.IncompatibleError, lmdb.DbsFullError) as error:
-            raise FormatError(self.path, "an LMDB file of another program") from error
-        except lmdb.Error as error:
-            raise self.translated(error) from error
         self.databases: Databases = databases
         self.index_database = index
-        self._index_databases = (index, tails)
         self.index = LmdbIndex(index, tails, self.path)
-
-    def _is_new(self) -> bool:
-        """Say whether there is nothing in the file yet; raise if there is something of somebody else's."""
-        with self._env.begin() as txn:
-            names = set(islice(txn.cursor().iternext(True, False), DATABASES_MAX))
-        if names and not names.issuperset({*_INDEX_NAMES, *(table.value.encode() for table in Table)}):
-            raise FormatError(self.path, "an LMDB file of another program")
-        return not names and not self._options.read_only
+        self._identity = found
 
     # Views
 
@@ -154,6 +140,8 @@ class LmdbEngine:
             self._wait_while_paused()
             if self._closed:
                 raise ClosedError
+            if self._lock is None and identity(self.path) not in {None, self._identity}:
+                self._change_file()
             # Beside a writer in another process we cannot tell whether a view is current, so none is used again.
             generation = self.generation if self._lock is not None else _NEVER_AGAIN
             view = LmdbView(self, self._begin_read(), generation)
@@ -171,6 +159,12 @@ class LmdbEngine:
                 return self._env.begin()
         except lmdb.Error as error:
             raise self.translated(error) from error
+
+    def _change_file(self) -> None:
+        """Go on in the file that has our name now. Views that are open go on in theirs, which ends with the last."""
+        examine(self.path, may_extend=self._lock is not None)
+        self._open()
+        self._views = set()
 
     def end_view(self, view: LmdbView) -> None:
         """End a view that is not to be used again. Called by the view."""
@@ -274,8 +268,41 @@ class LmdbEngine:
 
         self._alone(double)
 
+    def defragment(self) -> None:
+        """Write what is in use to a new file, and go on in that. Views that are open go on in the old one. I5.
+
+        If it fails when the file has been exchanged, which takes a failing disk or no memory left, the engine is
+        closed: what it wrote to the old file would be lost. Opened again, it has all.
+
+        Cost: O(data), about 2 us a record, and room for it beside the old file.
+        """
+        if self._lock is None:
+            raise StorageError(self.path, "opened read-only")
+        with self.read() as view:
+            plain = {table.value.encode(): database for table, database in self.databases.items()}
+            multiple = dict(zip(INDEX_NAMES, self.index.databases, strict=True))
+            try:
+                write_compact(view.txn, plain, multiple, self.path, self._map_bytes)
+                self._exchange()
+            except BaseException:
+                if identity(self.path) not in {None, self._identity}:
+                    self.close()
+                raise
+            finally:
+                Path(compact_path(self.path)).unlink(missing_ok=True)
+
+    def _exchange(self) -> None:
+        with self._mutex, gate(self.path, exclusive=True):
+            self._wait_while_paused()
+            put_in_place(self.path)
+            self.generation += 1  # views of the old file end when they are closed
+            self.end_idle_views()
+            self._change_file()
+
     def sync(self) -> None:
         """Flush to disk what was committed without syncing."""
+        if self._closed:
+            raise ClosedError
         try:
             self._env.sync(force=True)
         except lmdb.Error as error:
@@ -286,19 +313,8 @@ class LmdbEngine:
     def size(self) -> EngineSize:
         """Add up the pages of every table. Cost: a few microseconds."""
         with self.read() as view:
-            page_bytes = int(view.txn.stat(self.index_database)["psize"])
-            used_bytes = _META_PAGES * page_bytes
-            for table, database in self.databases.items():
-                table_bytes = _pages_bytes(view.txn.stat(database))
-                used_bytes += table_bytes
-                if table is Table.LOG:
-                    log_bytes = table_bytes
-            # LMDB 0.9.36 counts a page too many for each key that goes after having had many versions, so
-            # the count is held against what that many entries can take at most, keys included.
-            index_bytes = sum(_pages_bytes(view.txn.stat(database)) for database in self._index_databases)
-            index_bytes_max = view.length(None) * _INDEX_ENTRY_BYTES_MAX + log_bytes + page_bytes
-        used_bytes += min(index_bytes, index_bytes_max)
-        return EngineSize(used_bytes=used_bytes, file_bytes=Path(self.path).stat().st_size)
+            used = view.used_bytes()
+        return EngineSize(used_bytes=used, file_bytes=Path(self.path).stat().st_size)
 
     def copy(self, path: str) -> bool:
         """Copy the file as it is, unless less than half of it is in use.
@@ -319,7 +335,7 @@ class LmdbEngine:
         found = structure_problems(self.path)
         if not found:  # or walking it could fail, or worse
             with self.read() as view:
-                found = [f"index: {problem}" for problem in self.index.problems(view.txn)]
+                found = [f"index: {problem}" for problem in view.index.problems(view.txn)]
         return found
 
     def close(self) -> None:
@@ -381,9 +397,9 @@ class LmdbView:
         "_databases",
         "_engine",
         "_get",
-        "_index",
         "_index_database",
         "generation",
+        "index",
         "is_open",
         "ref",
         "txn",
@@ -392,7 +408,7 @@ class LmdbView:
     def __init__(self, engine: LmdbEngine, txn: lmdb.Transaction[bytes], generation: int) -> None:
         self._engine = engine
         self._databases = engine.databases
-        self._index = engine.index
+        self.index = engine.index
         self._index_database = engine.index_database
         self._get = txn.get
         self.txn = txn
@@ -440,7 +456,7 @@ class LmdbView:
         """One lookup; for a long key one more for each 502 bytes."""
         try:
             if len(key) > SHORT_BYTES_MAX:
-                return self._index.newest(self.txn, key)
+                return self.index.newest(self.txn, key)
             entry = self._get(key, None, self._index_database)
             if entry is not None and len(entry) != ENTRY_BYTES:
                 raise CorruptError(self._engine.path, f"an index entry of {len(entry)} bytes")
@@ -451,21 +467,21 @@ class LmdbView:
     def newest_at(self, key: bytes, at: bytes, /) -> bytes | None:
         """One lookup, however many versions the key has."""
         try:
-            return self._index.newest_at(self.txn, key, at or _LEAST)  # LMDB has no empty data to seek
+            return self.index.newest_at(self.txn, key, at or _LEAST)  # LMDB has no empty data to seek
         except lmdb.Error as error:
             raise self._engine.translated(error) from error
 
     def newest_page(self, start: bytes, end: bytes | None, at: bytes, limit: int, /) -> list[tuple[bytes, bytes]]:
         """One step a key; one seek more for keys changed after `at`."""
         try:
-            return self._index.newest_page(self.txn, start, end, at, limit)
+            return self.index.newest_page(self.txn, start, end, at, limit)
         except lmdb.Error as error:
             raise self._engine.translated(error) from error
 
     def entries(self, key: bytes, start: bytes, limit: int, /, *, reverse: bool = False) -> list[bytes]:
         """One seek and `limit` steps."""
         try:
-            return self._index.entries(self.txn, key, start or _LEAST, limit, reverse=reverse)
+            return self.index.entries(self.txn, key, start or _LEAST, limit, reverse=reverse)
         except lmdb.Error as error:
             raise self._engine.translated(error) from error
 
@@ -473,10 +489,15 @@ class LmdbView:
         """One lookup."""
         try:
             if table is None:
-                return self._index.length(self.txn)
+                return self.index.length(self.txn)
             return self.txn.stat(self._databases[table])["entries"]
         except lmdb.Error as error:
             raise self._engine.translated(error) from error
+
+    def used_bytes(self) -> int:
+        """Return the space that data takes. A few lookups."""
+        tables = [*self._databases.values()]
+        return used_bytes(self.txn, tables, self._databases[Table.LOG], self.index.databases, self.length(None))
 
     def close(self) -> None:
         """Give the view back to the pool."""
@@ -534,7 +555,7 @@ class LmdbWrite(LmdbView):
         """One lookup."""
         try:
             if len(key) > SHORT_BYTES_MAX:
-                self._index.add(self.txn, key, entry)
+                self.index.add(self.txn, key, entry)
             else:
                 self._put(key, entry, True, True, False, self._index_database)
         except lmdb.Error as error:
@@ -543,7 +564,7 @@ class LmdbWrite(LmdbView):
     def remove(self, key: bytes, entries: list[bytes], /) -> None:
         """One lookup each."""
         try:
-            self._index.remove(self.txn, key, entries)
+            self.index.remove(self.txn, key, entries)
         except (lmdb.Error, SystemError) as error:
             raise self._failed(error) from error
 
@@ -577,8 +598,3 @@ class LmdbWrite(LmdbView):
             self._engine.grow()
             return RetryWrite()
         return self._engine.translated(error)
-
-
-def _pages_bytes(stat: Any) -> int:
-    pages: int = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
-    return pages * int(stat["psize"])

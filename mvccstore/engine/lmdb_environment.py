@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
 
 import lmdb
 
 from mvccstore.engine import EngineOptions
 from mvccstore.engine.disk import is_full as is_disk_full
 from mvccstore.errors import CorruptError, FormatError, StorageError, StorageFullError
+from mvccstore.tables import Table
 
 MAP_BYTES_MIN = 1 << 20
 READERS_MAX = 1024
 DATABASES_MAX = 16
+INDEX_NAMES = (b"index", b"tails")
+_META_PAGES = 2
+_INDEX_ENTRY_BYTES_MAX = 96
+
+Databases = dict[Table, Any]
 
 _FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _UNWRITABLE_ERRNOS = frozenset({errno.EACCES, errno.EROFS, errno.EPERM})
@@ -53,6 +62,38 @@ def open_environment(path: str, options: EngineOptions, map_bytes: int) -> tuple
             return environment, map_bytes
 
 
+def open_databases(environment: lmdb.Environment, path: str, *, create: bool) -> tuple[Databases, Any, Any]:
+    """Open the tables' databases, and the two of the index.
+
+    Args:
+        environment: The open file.
+        path: Its name, for errors.
+        create: Whether to make them in an empty file.
+
+    Raises:
+        FormatError: It is of another program.
+        lmdb.Error: It cannot be read.
+    """
+    try:
+        create = _is_new(environment, path) and create
+        databases = {table: environment.open_db(table.value.encode(), create=create) for table in Table}
+        index, tails = (environment.open_db(name, create=create, dupsort=True, dupfixed=True) for name in INDEX_NAMES)
+    except lmdb.NotFoundError as error:
+        raise FormatError(path, "an LMDB file, but not a store") from error
+    except (lmdb.IncompatibleError, lmdb.DbsFullError) as error:
+        raise FormatError(path, "an LMDB file of another program") from error
+    return databases, index, tails
+
+
+def _is_new(environment: lmdb.Environment, path: str) -> bool:
+    """Say whether there is nothing in the file yet; raise if there is something of somebody else's."""
+    with environment.begin() as txn:
+        names = set(islice(txn.cursor().iternext(True, False), DATABASES_MAX))
+    if names and not names.issuperset({*INDEX_NAMES, *(table.value.encode() for table in Table)}):
+        raise FormatError(path, "an LMDB file of another program")
+    return not names
+
+
 def copy_pages(environment: lmdb.Environment, path: str) -> None:
     """Copy the pages as they are to a new file.
 
@@ -70,6 +111,24 @@ def copy_pages(environment: lmdb.Environment, path: str) -> None:
         raise translated(error, path) from error
     except OSError as error:
         raise StorageError(path, error.strerror or str(error)) from error
+
+
+def used_bytes(
+    txn: lmdb.Transaction[bytes], tables: Sequence[Any], log: Any, index: Sequence[Any], entries: int
+) -> int:
+    """Add up the pages of the databases: of the tables, the log among them, and of the index with its entries."""
+    page_bytes = int(txn.stat(log)["psize"])
+    used = _META_PAGES * page_bytes + sum(_pages_bytes(txn.stat(database)) for database in tables)
+    # LMDB 0.9.36 counts a page too many for each key that goes after having had many versions, so
+    # the count is held against what that many entries can take at most, keys included.
+    index_bytes = sum(_pages_bytes(txn.stat(database)) for database in index)
+    index_bytes_max = entries * _INDEX_ENTRY_BYTES_MAX + _pages_bytes(txn.stat(log)) + page_bytes
+    return used + min(index_bytes, index_bytes_max)
+
+
+def _pages_bytes(stat: Any) -> int:
+    pages: int = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+    return pages * int(stat["psize"])
 
 
 def translated(error: lmdb.Error, path: str) -> StorageError:

@@ -119,6 +119,11 @@ class LmdbIndex:
         )
         return cls(index, tails, path)
 
+    @property
+    def databases(self) -> tuple[_Database, _Database]:
+        """Those it is in."""
+        return self._index, self._tails
+
     def newest(self, txn: Transaction[bytes], key: bytes) -> bytes | None:
         """Return the first entry of `key`, or None. Cost: one lookup, and one for each 502 bytes beyond 510."""
         if len(key) <= SHORT_BYTES_MAX:

@@ -236,6 +236,11 @@ class MemoryEngine:
         del path
         return False
 
+    def defragment(self) -> None:
+        """Nothing to do: memory goes back with the records."""
+        if self._is_closed:
+            raise ClosedError
+
     def problems(self) -> list[str]:
         """Return nothing: there is no file to be damaged."""
         return []

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
+from mvccstore.attributes import AttributesRequest
 from mvccstore.codec import (
     SUB_MAX,
     entry_at,
@@ -37,8 +38,8 @@ from mvccstore.errors import (
     LeaseExistsError,
     LeaseNotFoundError,
 )
+from mvccstore.mvcc import attributes, subscription, times
 from mvccstore.mvcc import lease as leases
-from mvccstore.mvcc import subscription, times
 from mvccstore.mvcc.compare import choose_branches
 from mvccstore.mvcc.read import PAGE_ROWS, bounds, find, live_entry, live_page, row, rows
 from mvccstore.mvcc.state import NEVER_COMPACTED, Compaction, State, save_compaction
@@ -58,6 +59,7 @@ from mvccstore.types import (
     RangeRequest,
     RangeResult,
     Request,
+    Response,
     Result,
     SubscriptionAckRequest,
     SubscriptionDeleteRequest,
@@ -72,12 +74,14 @@ Row = tuple[bytes, int, int, int, bytes, int]
 class Changes:
     """What a commit changed, for those who watch: noted as it is applied, told when it is committed."""
 
-    __slots__ = ("leases", "rows")
+    __slots__ = ("attributes", "leases", "rows")
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
         """The fields of a `KeyValue` each, in the order of revisions and subs; a tombstone has version 0."""
         self.leases: list[LeaseGrantRequest | LeaseRevokeRequest] | None = None
+        self.attributes: list[str] | None = None
+        """The names of those that were set or deleted."""
 
 
 def apply(txn: WriteTxn, state: State, command: Command, changes: Changes) -> tuple[State, Result]:
@@ -101,6 +105,11 @@ def apply(txn: WriteTxn, state: State, command: Command, changes: Changes) -> tu
     if isinstance(request, SubscriptionSaveRequest | SubscriptionAckRequest | SubscriptionDeleteRequest):
         subscription.change(txn, state, request)
         return state, PutResult(state.revision)
+    if isinstance(request, AttributesRequest):
+        changed = attributes.change(txn, state, request)
+        if request.changes:
+            changes.attributes = [*(changes.attributes or ()), *(name for name, _ in request.changes)]
+        return state, changed
     result: Result
     match request:
         case DeleteRequest():
@@ -271,14 +280,13 @@ def _txn(writer: RevisionWriter, request: TxnRequest) -> TxnResult:
 def _check_branches(writer: RevisionWriter, request: TxnRequest, chosen: dict[int, bool]) -> None:
     """Raise what any operation of the branches taken would raise, before any of them writes.
 
-    All puts are looked at before all ranges, as etcd does, so that the first error is the one it gives.
+    In the order of the operations, as etcd does since 3.6 (3.5 looked at all puts before all ranges), so that the
+    first error is the one it gives.
     """
-    taken = _taken(request, chosen)
-    for operation in taken:
+    for operation in _taken(request, chosen):
         if isinstance(operation, PutRequest):
             writer.check_in_txn(operation)
-    for operation in taken:
-        if isinstance(operation, RangeRequest):
+        elif isinstance(operation, RangeRequest):
             writer.check_range(operation)
 
 
@@ -298,7 +306,7 @@ def _run_txn(writer: RevisionWriter, request: TxnRequest, chosen: dict[int, bool
     return TxnResult(writer.revision, succeeded, responses)
 
 
-def _run(writer: RevisionWriter, operation: Request, chosen: dict[int, bool]) -> Result:
+def _run(writer: RevisionWriter, operation: Request, chosen: dict[int, bool]) -> Response:
     match operation:
         case PutRequest():
             return writer.put(operation)

@@ -18,6 +18,7 @@
 * I10. The format record says this format.
 * I11. Each subscription's record can be read, has fields of the right types, matches its checksum, and is
   acknowledged up to a revision that is at or below the current one.
+* I12. Each attribute's record matches its checksum and has a name; their counters can be read and count them.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from mvccstore.codec import (
     unpack_u64,
 )
 from mvccstore.errors import CorruptError, FormatError
-from mvccstore.mvcc import subscription
+from mvccstore.mvcc import attributes, subscription
 from mvccstore.mvcc.read import PAGE_ROWS
 from mvccstore.mvcc.state import FIRST_REVISION, NEVER_COMPACTED, Compaction, check_format, load_compaction
 from mvccstore.tables import ENTRY_BYTES, LOG_KEY_BYTES, ReadTxn, Table
@@ -111,6 +112,7 @@ class _Checker:
         self._check_leases()
         self._check_times()
         self._check_subscriptions()
+        self._check_attributes()
 
     def _pages(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
         first: bytes | None = b""
@@ -306,6 +308,24 @@ class _Checker:
             if record.revision > self._revision:
                 acknowledged = f"acknowledged up to {record.revision}, above the current revision {self._revision}"
                 self.report("I11", f"subscription {record.name!r} is {acknowledged}")
+
+    def _check_attributes(self) -> None:
+        try:
+            counters = attributes.load_counters(self._txn, self._path)
+        except CorruptError as error:
+            self.report("I12", error.reason)
+            return
+        number = size_bytes = 0
+        for meta_name, packed in attributes.packed_records(self._txn):
+            try:
+                name, value = attributes.unpack_record(meta_name, packed, self._path)
+            except CorruptError as error:
+                self.report("I12", error.reason)
+                return  # the counters are for whole ones
+            number += 1
+            size_bytes += len(name.encode()) + len(value)
+        if (number, size_bytes) != counters[1:] or (number and not counters.version):
+            self.report("I12", f"{number} attributes of {size_bytes} bytes, counted as {tuple(counters)}")
 
 
 def _named(log_key: bytes) -> str:

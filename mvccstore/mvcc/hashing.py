@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from mvccstore.codec import entry_floor, entry_of, log_key_floor, unpack_log_key, unpack_record
 from mvccstore.mvcc.crc32c import extend
+from mvccstore.mvcc.etcd_encoding import bytes_field, key_value, revision_key
 from mvccstore.mvcc.read import PAGE_ROWS, live_entries
 from mvccstore.options import HashResult
 from mvccstore.tables import ReadTxn, Table
-from mvccstore.types import KeyRange, KeyValue
+from mvccstore.types import KeyRange
 
 _SEED = b"key"
 
@@ -38,46 +39,7 @@ def hash_kv(txn: ReadTxn, revision: int, compact_revision: int) -> HashResult:
                     continue
                 if has_live_keys and txn.newest_at(kv.key, at) != entry:
                     continue
-            checksum = extend(checksum, _etcd_revision(position.main, position.sub, is_tombstone=position.is_tombstone))
-            checksum = extend(checksum, _etcd_key_value(kv, is_tombstone=position.is_tombstone))
+            checksum = extend(checksum, revision_key(position.main, position.sub, is_tombstone=position.is_tombstone))
+            checksum = extend(checksum, bytes_field(1, kv.key) if position.is_tombstone else key_value(kv))
         first = page[-1][0] + b"\0" if len(page) == PAGE_ROWS else None
     return HashResult(checksum, compact_revision, revision)
-
-
-def _etcd_revision(main: int, sub: int, *, is_tombstone: bool) -> bytes:
-    return main.to_bytes(8) + b"_" + sub.to_bytes(8) + (b"t" if is_tombstone else b"")
-
-
-def _etcd_key_value(kv: KeyValue, *, is_tombstone: bool) -> bytes:
-    """Encode as proto3 does: ascending field numbers, zeros left out."""
-    encoded = _bytes_field(1, kv.key)
-    if is_tombstone:
-        return encoded
-    return b"".join(
-        (
-            encoded,
-            _int_field(2, kv.create_revision),
-            _int_field(3, kv.mod_revision),
-            _int_field(4, kv.version),
-            _bytes_field(5, kv.value),
-            _int_field(6, kv.lease),
-        )
-    )
-
-
-def _bytes_field(number: int, value: bytes) -> bytes:
-    return bytes((number << 3 | 2,)) + _varint(len(value)) + value if value else b""
-
-
-def _int_field(number: int, value: int) -> bytes:
-    return bytes((number << 3,)) + _varint(value) if value else b""
-
-
-def _varint(number: int) -> bytes:
-    number &= 0xFFFFFFFFFFFFFFFF  # a negative int64 takes ten bytes
-    encoded = bytearray()
-    while number >= 0x80:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)

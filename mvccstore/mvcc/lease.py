@@ -7,10 +7,30 @@ with every put of the key.
 
 from __future__ import annotations
 
-from mvccstore.codec import pack_lease_id, unpack_record
+from collections.abc import Iterator
+
+from mvccstore.codec import UNPACK_ERRORS, pack_lease_id, unpack, unpack_lease_id, unpack_record
+from mvccstore.errors import CorruptError
 from mvccstore.mvcc.read import PAGE_ROWS
 from mvccstore.tables import ReadTxn, Table, WriteTxn
 from mvccstore.types import KeyValue
+
+
+def granted(txn: ReadTxn, path: str) -> Iterator[tuple[int, int]]:
+    """Iterate over all leases, by id: id and milliseconds granted.
+
+    Raises:
+        CorruptError: One cannot be read.
+    """
+    start: bytes | None = b""
+    while start is not None:
+        page = txn.page(Table.LEASES, start, None, PAGE_ROWS)
+        for name, packed in page:
+            try:
+                yield unpack_lease_id(name), unpack(packed)[0]
+            except (*UNPACK_ERRORS, IndexError) as error:
+                raise CorruptError(path, f"a lease cannot be read: {error}") from error
+        start = page[-1][0] + b"\0" if len(page) == PAGE_ROWS else None
 
 
 def attach(txn: WriteTxn, lease_id: int, log_key: bytes) -> None:

@@ -31,6 +31,10 @@ from mvccstore.tables import LOG_KEY_BYTES, ReadTxn, Table
 from mvccstore.types import Event, KeyRange, Keys, KeyValue, RangeRequest, RangeResult
 
 PAGE_ROWS = 1_000
+PAGE_BYTES = 4 << 20
+"""Once the records of a page of history have so many bytes, it ends."""
+_STEP_ROWS_FIRST = 16
+_STEP_RECORDS_FIRST = 16
 _LOG = Table.LOG
 _ROW_LENGTHS = {len(KeyValue._fields)}
 _FIRST = itemgetter(0)
@@ -113,6 +117,51 @@ def live_entries(txn: ReadTxn, keys: Keys, at: bytes, limit: int | None = None) 
         if limit is not None and len(found) >= limit:
             return found, resume
     return found, None
+
+
+def bounded(txn: ReadTxn, keys: Keys, at: bytes, limit: int, bytes_max: int) -> tuple[list[KeyValue], bytes | None]:
+    """Return the first rows of a range, at most `limit` and no more once they have `bytes_max` bytes; and where to go on."""
+    # One more than asked for, so that a range of just `limit` rows is known to end there.
+    entries, resume = live_entries(txn, keys, at, limit + 1)
+    if len(entries) > limit:
+        resume = entries[limit][0]
+        del entries[limit:]
+    kvs = _rows_within(txn, entries, bytes_max)
+    if len(kvs) < len(entries):
+        resume = entries[len(kvs)][0]
+    return kvs, resume
+
+
+def _rows_within(txn: ReadTxn, entries: Entries, bytes_max: int) -> list[KeyValue]:
+    """Return the rows of the first entries, no more once they have `bytes_max` bytes; at least one.
+
+    Records are read a few at a time, more while they turn out to be small.
+    """
+    kvs: list[KeyValue] = []
+    size, step = 0, _STEP_ROWS_FIRST
+    while len(kvs) < len(entries):
+        read = rows(txn, entries[len(kvs) : len(kvs) + step])
+        kvs += read
+        size += sum(len(kv.key) + len(kv.value) for kv in read)
+        if size >= bytes_max:
+            break
+        step = max(1, (bytes_max - size) * len(kvs) // (2 * size)) if size else PAGE_ROWS
+    return kvs
+
+
+def _log_within(
+    txn: ReadTxn, first: bytes, end: bytes, limit: int, bytes_max: int
+) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
+    """Return records of the log, at most `limit` and no more once they have `bytes_max` bytes; and where to go on."""
+    step = min(limit, _STEP_RECORDS_FIRST)
+    records = found = txn.page(_LOG, first, end, step)
+    size = sum(len(record) for _, record in found)
+    while len(found) == step and len(records) < limit and size < bytes_max:
+        step = min(limit - len(records), max(1, (bytes_max - size) * len(records) // size))
+        found = txn.page(_LOG, records[-1][0] + b"\0", end, step)
+        size += sum(len(record) for _, record in found)
+        records = records + found
+    return records, records[-1][0] + b"\0" if len(found) == step else None
 
 
 def count(txn: ReadTxn, keys: Keys, at: bytes) -> int:
@@ -240,7 +289,10 @@ class History:
         return _entry_before(entry_floor(self._floor))
 
     def page(self, txn: ReadTxn, first: bytes, limit: int) -> tuple[list[Event], bytes | None]:
-        """Return the changes from `first` on, and where to go on; None at the end."""
+        """Return the changes from `first` on, and where to go on; None at the end.
+
+        At most `limit` of them, and fewer if they are large: no more once they have `PAGE_BYTES`.
+        """
         if isinstance(self._keys, KeyRange):
             return self._range_page(txn, self._keys, first, limit)
         entries = txn.entries(self._keys, first, limit, reverse=True)
@@ -249,11 +301,13 @@ class History:
         kept = [(self._keys, entry) for entry in entries if entry >= end]
         if len(kept) < len(entries):
             resume = None
-        return [_event(kv, entry) for kv, (_, entry) in zip(rows(txn, kept), kept, strict=True)], resume
+        kvs = _rows_within(txn, kept, PAGE_BYTES)
+        if len(kvs) < len(kept):
+            resume = kept[len(kvs)][1]
+        return [_event(kv, entry) for kv, (_, entry) in zip(kvs, kept, strict=False)], resume
 
     def _range_page(self, txn: ReadTxn, keys: KeyRange, first: bytes, limit: int) -> tuple[list[Event], bytes | None]:
-        records = txn.page(_LOG, first, log_key_floor(self._last + 1), limit)
-        resume = records[-1][0] + b"\0" if len(records) == limit else None
+        records, resume = _log_within(txn, first, log_key_floor(self._last + 1), limit, PAGE_BYTES)
         if records and main_of(records[0][0]) <= self._floor:
             return self._kept(txn, keys, records), resume
         start, end = keys.start, keys.end
@@ -277,10 +331,19 @@ class History:
         return events
 
     def _is_survivor(self, txn: ReadTxn, key: bytes, entry: bytes) -> bool:
-        return self._survives(entry) and txn.newest_at(key, entry_floor(self._floor)) == entry
+        return is_survivor(txn, key, entry, self._floor)
 
     def _survives(self, entry: bytes) -> bool:
-        return bool(is_live(entry)) or entry_main(entry) == self._floor
+        return _may_survive(entry, self._floor)
+
+
+def is_survivor(txn: ReadTxn, key: bytes, entry: bytes, floor: int) -> bool:
+    """Say whether a version at or below the compact revision, at least 1, is one that compaction leaves. A seek."""
+    return _may_survive(entry, floor) and txn.newest_at(key, entry_floor(floor)) == entry
+
+
+def _may_survive(entry: bytes, floor: int) -> bool:
+    return bool(is_live(entry)) or entry_main(entry) == floor
 
 
 def _unpacked(records: Entries) -> list[KeyValue]:

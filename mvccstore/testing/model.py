@@ -87,7 +87,7 @@ class ModelTxn(ModelView):
     def __init__(self, model: Model) -> None:
         super().__init__(model, [*model.states], [*model.events])
 
-    def write(self, request: t.Request | t.LeaseRevokeRequest) -> t.Result:
+    def write(self, request: t.Request | t.LeaseRevokeRequest) -> t.Response:
         """Carry out a request, txns without their static checks."""
         match request:
             case t.PutRequest():
@@ -151,6 +151,7 @@ class Model(ModelView):
         self.limits, self.clock = limits or Limits(), clock or SystemClock()
         self.floor = -1  # the compact revision
         self.leases: set[int] = set()
+        self.attributes, self.attributes_version = dict[str, bytes](), 0
         self.times_ms = [0, 0]  # when each revision was written; never falls
         super().__init__(self, [{}, {}], [])  # there is nothing at revisions 0 and 1
 
@@ -164,7 +165,9 @@ class Model(ModelView):
         """Begin a transaction block."""
         return ModelTxn(self)
 
-    def write(self, request: t.Request | t.CompactRequest | t.LeaseGrantRequest | t.LeaseRevokeRequest) -> t.Result:
+    def write(
+        self, request: t.Request | t.CompactRequest | t.LeaseGrantRequest | t.LeaseRevokeRequest | t.AttributesRequest
+    ) -> t.Result:
         """Carry out a request, as one revision."""
         match request:
             case t.CompactRequest(revision):
@@ -176,6 +179,13 @@ class Model(ModelView):
                 if lease_id in self.leases:
                     raise errors.LeaseExistsError(lease_id)
                 self.leases.add(lease_id)
+            case t.AttributesRequest(changes, base):
+                if base not in {None, self.attributes_version}:
+                    raise errors.AttributesConflictError(self.attributes_version, self.revision)
+                changed = {**self.attributes, **dict(changes)}
+                self.attributes = {name: value for name, value in changed.items() if value is not None}
+                self.attributes_version += bool(changes)
+                return t.AttributesResult(self.revision, self.attributes_version)
             case _:
                 if isinstance(request, t.TxnRequest):
                     check_txn(request, self.limits)

@@ -48,6 +48,14 @@ async def watched(store: AsyncStore) -> None:
         await watcher.next_batch(timeout=0.001)
 
 
+async def subscribed(store: AsyncStore) -> None:
+    async with await store.subscription("s", ALL) as subscription:
+        await store.put(b"k")
+        async for delivery in subscription:
+            await delivery.ack()
+            break
+
+
 def put_many(txn: Txn) -> None:
     for number in range(200):
         txn.put(b"%03d" % number)
@@ -62,6 +70,7 @@ USES: dict[str, Callable[[AsyncStore, Path], Coroutine[Any, Any, object]]] = {
     "lease": lambda store, _: leased(store),
     "view": lambda store, _: viewed(store),
     "watch": lambda store, _: watched(store),
+    "subscription": lambda store, _: subscribed(store),
     "compact": lambda store, _: store.compact(keep_revisions=1, physical=True),
     "check": lambda store, _: store.check(),
     "bisect": lambda store, _: store.bisect(lambda view: view.get(b"k") is not None),

@@ -5,15 +5,26 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+from bisect import bisect_left, bisect_right
 from random import Random
 
 import pytest
 
-from mvccstore import ClosedError, CompactedError, KeyRange, LeaseExistsError, LeaseNotFoundError, Op, WatchBatch
+from mvccstore import (
+    ClosedError,
+    CompactedError,
+    KeyRange,
+    Keys,
+    LeaseExistsError,
+    LeaseNotFoundError,
+    Op,
+    WatchBatch,
+)
 from mvccstore.aio import AsyncStore, AsyncWatcher
 from mvccstore.hub import Hub
 from mvccstore.testing import FakeClock
 from tests.aio.aio_kit import OpenAio, Run, batches_of, turns
+from tests.guarantees import Watched, watch_problems
 
 ALL = KeyRange.all()
 PREFIX = KeyRange.prefix(b"k/")
@@ -131,6 +142,79 @@ def test_every_watcher_sees_the_whole_history_in_order(run: Run, open_aio: OpenA
             await store.txn(success=[Op.put(b"k/3", b"end")])
             for task, (keys, start, _) in zip(tasks, watched, strict=True):
                 assert await task == batches_of([event async for event in store.history(keys, start_revision=start)])
+
+    run(main)
+
+
+THOUSAND = 1_000
+WATCHED: tuple[Keys, ...] = (b"k/1", b"k/3", PREFIX, KeyRange(b"k/2", b"k/4"), ALL)
+
+
+async def lifetime(store: AsyncStore, random: Random, recorded: list[Watched]) -> None:
+    """Open a watcher, take some batches, and close it, or leave it to be collected."""
+    keys, filters = random.choice(WATCHED), random.choice(((), (), ("noput",), ("nodelete",)))
+    start, prev_kv = max(store.revision + random.choice((1, 1, 3, -5, -40)), 1), random.random() < 0.3
+    watcher = store.watch(keys, start_revision=start, prev_kv=prev_kv, filters=filters)
+    watched = Watched(keys, start, prev_kv, frozenset(name.removeprefix("no") for name in filters))
+    recorded.append(watched)
+    try:
+        for _ in range(random.randrange(6)):
+            batch = await watcher.next_batch(random.choice((0, 0.001, None)))
+            if batch is not None:
+                watched.taken.append((batch, watcher.revision))
+    finally:
+        watched.revision = watcher.revision
+        if random.random() < 0.6:
+            await watcher.aclose()
+
+
+def test_a_thousand_tasks_watch_for_a_while_as_others_write(
+    run: Run, open_aio: OpenAio, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mvccstore.hub.TAIL_EVENTS_MAX", 100)
+    random = Random(17)
+
+    async def write(store: AsyncStore, number: int) -> None:
+        for _ in range(100):
+            key = b"k/%d" % random.randrange(5)
+            match random.randrange(4):
+                case 0:
+                    await store.delete(key)
+                case 1:
+                    await store.txn(success=[Op.put(b"k/%d" % other, b"%d" % number) for other in range(3)])
+                case _:
+                    await store.put(key, b"%d" % number)
+
+    async def main() -> None:
+        async with open_aio(engine=engine) as store:
+            recorded: list[Watched] = []
+            tasks: list[asyncio.Task[None]] = []
+            writing = [asyncio.create_task(write(store, number)) for number in range(4)]
+            while len(tasks) < THOUSAND:
+                for _ in range(min(random.randrange(30), THOUSAND - len(tasks))):
+                    tasks.append(asyncio.create_task(lifetime(store, random, recorded)))
+                    if random.random() < 0.2:
+                        random.choice(tasks).cancel()  # also before it begins, or after its end
+                await turns(random.randrange(12))
+            await asyncio.gather(*writing)
+            for task in tasks:
+                task.cancel()  # those that still wait
+            ends = await asyncio.gather(*tasks, return_exceptions=True)
+            assert {type(end) for end in ends} == {type(None), asyncio.CancelledError}
+            del tasks, task, ends, writing
+            changes = [event async for event in store.history(ALL, prev_kv=True)]
+            revisions = [change.revision for change in changes]
+            for watched in recorded:
+                # What is before its first revision or after its last is not for it.
+                own = slice(bisect_left(revisions, watched.first), bisect_right(revisions, watched.revision))
+                assert watch_problems(watched, changes[own]) == []
+            assert len(recorded) > 900, "too many were cancelled before they began"
+            assert sum(len(watched.events()) for watched in recorded) > THOUSAND
+            await turns()  # the loop itself holds on to what it has just done
+            gc.collect()
+            hub = hub_of(store)
+            assert (len(hub), hub._events, hub._bytes, len(hub._order), len(hub._index)) == (0, 0, 0, 0, 0)
+            assert asyncio.all_tasks() == {asyncio.current_task()}
 
     run(main)
 

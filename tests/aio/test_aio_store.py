@@ -715,13 +715,13 @@ def test_many_requests_in_one_commit_keep_the_checks_of_one(open_store: type[Sto
     seen: list[Changes | None] = []
     on_commit = store._committer._on_commit
     store._committer._on_commit = lambda changes: (seen.append(changes), on_commit(changes))  # type: ignore[assignment, func-returns-value]
-    answers = store._submit_many([Op.put(b"a", b""), Op.put(b"b", b"", lease=9), Op.put(b"c", b"")])
+    answers = store.submit_many([Op.put(b"a", b""), Op.put(b"b", b"", lease=9), Op.put(b"c", b"")])
     assert [answers[0], answers[2]] == [PutResult(2), PutResult(3)]
     assert isinstance(answers[1], LeaseNotFoundError)
     assert len(seen) == 1
-    assert store._submit_many([]) == []
+    assert store.submit_many([]) == []
     with store.begin(), pytest.raises(mvccstore.TxnError):
-        store._submit_many([Op.put(b"d", b"")])
+        store.submit_many([Op.put(b"d", b"")])
     store.close()
     with pytest.raises(ClosedError):
-        store._submit_many([Op.put(b"d", b"")])
+        store.submit_many([Op.put(b"d", b"")])

@@ -55,6 +55,7 @@ _FORK = """
         "compact": lambda: store.compact(2),
         "check": lambda: store.check(),
         "sync": lambda: store.sync(),
+        "defragment": lambda: store.defragment(),
         "backup": lambda: store.backup(path + "-backup"),
     }
 

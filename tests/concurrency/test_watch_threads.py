@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
@@ -30,6 +31,8 @@ WATCHED: tuple[Keys, ...] = (b"a/1", KeyRange.prefix(b"a/"), KeyRange(b"a/2", b"
 FILTERS: tuple[tuple[Any, ...], ...] = ((), (), ("noput",), ("nodelete",))
 WRITES = 80
 LIFETIMES = 70
+OPENERS, WRITERS = 8, 4
+THOUSAND = 1_000
 
 
 @pytest.mark.parametrize("is_compacted", [False, True], ids=["kept", "compacted"])
@@ -54,6 +57,35 @@ def test_watchers_come_and_go_while_others_write(
         assert watch_problems(watched, changes, compacted) == []
     gc.collect()
     assert (len(store._hub), store._hub._events, len(store._hub._index)) == (0, 0, 0)
+
+
+def test_a_thousand_watchers_open_and_close_while_others_write(
+    open_store: OpenStore, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One write for each lifetime, so that there are some in all of them."""
+    monkeypatch.setattr("mvccstore.hub.TAIL_EVENTS_MAX", 100)
+    store = open_store(engine=engine)
+    made = Made(store)
+    recorded: list[Watched] = []
+    turns = threading.Semaphore(0)
+    with Threads() as threads:
+        for seed in range(WRITERS):
+            threads.start(write, store, seed, THOUSAND // WRITERS, turns)
+        for seed in range(OPENERS):
+            threads.start(open_and_close, store, seed, recorded, THOUSAND // OPENERS, turns)
+    assert len(recorded) == THOUSAND
+    changes = made.changes(store)
+    revisions = [change.revision for change in changes]
+    shown = 0
+    for watched in recorded:
+        # What is before its first revision or after its last is not for it.
+        own = slice(bisect_left(revisions, watched.first), bisect_right(revisions, watched.revision))
+        assert watch_problems(watched, changes[own]) == []
+        shown += len(watched.events())
+    assert shown > THOUSAND
+    gc.collect()
+    assert (len(store._hub), store._hub._events, len(store._hub._index)) == (0, 0, 0)
+    assert (store._hub._bytes, len(store._hub._order), len(store._hub._gone)) == (0, 0, 0)
 
 
 class Made:
@@ -82,9 +114,11 @@ class Made:
         return found
 
 
-def write(store: Store, seed: int) -> None:
+def write(store: Store, seed: int, writes: int = WRITES, turns: threading.Semaphore | None = None) -> None:
     rng = random.Random(seed)
-    for number in range(WRITES):
+    for number in range(writes):
+        if turns is not None:
+            assert turns.acquire(timeout=SECONDS)
         keys = rng.sample(KEYS, rng.randrange(1, 5))
         match rng.randrange(4):
             case 0:
@@ -99,9 +133,17 @@ def write(store: Store, seed: int) -> None:
                 store.delete(KeyRange.prefix(keys[0][:2]))
 
 
-def open_and_close(store: Store, seed: int, recorded: list[Watched]) -> None:
+def open_and_close(
+    store: Store,
+    seed: int,
+    recorded: list[Watched],
+    lifetimes: int = LIFETIMES,
+    turns: threading.Semaphore | None = None,
+) -> None:
     rng = random.Random(1_000 + seed)
-    for number in range(LIFETIMES):
+    for number in range(lifetimes):
+        if turns is not None:
+            turns.release()  # somebody may write
         keys, filters, prev_kv = rng.choice(WATCHED), rng.choice(FILTERS), rng.random() < 0.5
         start = max(store.revision + rng.choice((1, 1, 3, -5, -40)), 1)
         try:

@@ -1,4 +1,4 @@
-"""compact, backup, restore, stats, check."""
+"""compact, defragment, backup, restore, stats, check."""
 
 from __future__ import annotations
 
@@ -54,6 +54,24 @@ def test_compact_refused_is_3(command: Command) -> None:
     assert "in the future" in command.error("compact", "99", code=3)
     command.run("compact", "5")
     assert "was compacted" in command.error("compact", "5", code=3)
+
+
+def test_defragment_makes_the_file_smaller(command: Command) -> None:
+    with mvccstore.open(command.path, durability="os") as store:
+        for _ in range(100):
+            store.put(b"k", bytes(10_000))
+        before = store.stats().file_bytes
+    command.run("compact", "--keep-revisions", "0", "--physical")
+    found = command.json("defragment")
+    assert found["file_bytes"] < min(before, found["file_bytes_before"])
+    assert command.json("stats")["file_bytes"] == found["file_bytes"]
+    assert command.result("defragment", str(command.path)).output.startswith("the file has ")
+    assert command.json("check")["problems"] == []
+
+
+def test_defragment_refuses_what_is_no_store(command: Command, tmp_path: Path) -> None:
+    assert "there is no such store" in failed(command.result("defragment", str(tmp_path / "nothing")), 3)
+    command.error("defragment", str(command.path), code=2)
 
 
 def test_stats_as_lines_and_json(command: Command) -> None:

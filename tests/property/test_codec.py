@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mvccstore import codec
+from mvccstore.attributes import AttributesRequest
 from mvccstore.codec import pack_command, unpack_command
 from mvccstore.errors import CorruptError
 from mvccstore.types import (
@@ -191,6 +192,11 @@ requests: st.SearchStrategy[WriteRequest] = st.one_of(
     st.builds(SubscriptionSaveRequest, names, key_or_range, *[st.one_of(st.none(), counts)] * 3),
     st.builds(SubscriptionAckRequest, names, counts),
     st.builds(SubscriptionDeleteRequest, names),
+    st.builds(
+        AttributesRequest,
+        st.dictionaries(names, st.one_of(st.none(), blobs), max_size=3).map(lambda changes: tuple(changes.items())),
+        st.one_of(st.none(), counts),
+    ),
 )
 commands = st.builds(Command, requests, counts)
 
@@ -266,7 +272,9 @@ trees = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=7), st.dictionaries(blobs, inner, max_size=2)),
     max_leaves=8,
 )
-tags = st.sampled_from(("put", "delete", "range", "txn", "batch", "compact", "grant", "revoke", "nothing"))
+tags = st.sampled_from(
+    ("put", "delete", "range", "txn", "batch", "compact", "grant", "revoke", "attributes", "nothing")
+)
 
 
 @given(
@@ -287,6 +295,13 @@ WRONG_TYPES = {
     "a lease that is no number": ["revoke", "1"],
     "a batch of compactions": ["batch", [["compact", 5]], 1],
     "a base revision that is no number": ["batch", [], "1"],
+    "an attribute without a value": ["attributes", [["a"]], None],
+    "an attribute that is a number": ["attributes", [["a", 1]], None],
+    "an attribute that is changed twice": ["attributes", [["a", b"1"], ["a", b"2"]], None],
+    "an attribute without a name": ["attributes", [["", b"1"]], None],
+    "attributes in no list": ["attributes", b"", None],
+    "a base below none": ["attributes", [], -1],
+    "a base of text": ["attributes", [], "1"],
     "a flag that is no flag": ["delete", b"k", "yes"],
     "a read as a write": ["range", b"k", 0, 0, "key", "none", False, False, 0, 0, 0, 0],
 }

@@ -25,6 +25,7 @@ EXAMPLES: dict[type[StoreError], tuple[object, ...]] = {
     errors.KeyTooLargeError: (2_000, 1_000),
     errors.ValueTooLargeError: (2_000, 1_000),
     errors.TxnTooLargeError: (129, 128),
+    errors.AttributesTooLargeError: (70_000_000, 67_108_864),
     errors.UnacknowledgedLimitError: (10_001, 10_000),
     errors.SubscriptionLostError: ("mailer", 5, 7),
     errors.CompactionHeldError: (9, 5, "mailer"),
@@ -36,6 +37,7 @@ EXAMPLES: dict[type[StoreError], tuple[object, ...]] = {
     errors.DuplicateKeyError: (b"k",),
     errors.KeyNotFoundError: (b"k",),
     errors.ConflictError: (7,),
+    errors.AttributesConflictError: (5, 7),
     errors.LeaseError: (5,),
     errors.LeaseNotFoundError: (5,),
     errors.LeaseExistsError: (5,),
@@ -116,4 +118,9 @@ def test_message_about_a_long_key_is_short(found: type[errors.TxnError]) -> None
 
 def test_errors_to_try_again_after_say_so() -> None:
     retryable = {found for found in ALL if found.retryable}
-    assert retryable == {errors.ConflictError, errors.LockedError, errors.NotLeaderError}
+    assert retryable == {
+        errors.ConflictError,
+        errors.AttributesConflictError,
+        errors.LockedError,
+        errors.NotLeaderError,
+    }

@@ -219,6 +219,8 @@ def test_mappings(run: Run, open_aio: OpenAio, caplog: pytest.LogCaptureFixture)
             assert (await mapping.get("a"), await mapping.get("x"), await mapping.get("x", 0)) == (1, None, 0)
             assert [key async for key in mapping] == ["a", "b", "c", "d"]
             assert [item async for item in mapping.items()][:2] == [("a", 1), ("b", 2)]
+            assert [key async for key in mapping.keys()] == ["a", "b", "c", "d"]  # noqa: SIM118 - it has no `in`
+            assert [value async for value in mapping.values()] == [1, 2, 3, 4]
             assert (await mapping.count(), await mapping.has("a"), await mapping.has("x")) == (4, True, False)
             assert (await mapping.pop("a"), await mapping.pop("a", None)) == (1, None)
             with pytest.raises(KeyError):
@@ -228,6 +230,8 @@ def test_mappings(run: Run, open_aio: OpenAio, caplog: pytest.LogCaptureFixture)
                 await mapping.delete("b")
             await mapping.clear()
             await mapping.update()
+            with pytest.raises(KeyError, match="empty"):
+                await mapping.popitem()
             seen = [await changes.get() for _ in range(8)]
             assert [(change.type, change.key) for change in seen] == [
                 ("put", "a"),
@@ -255,6 +259,31 @@ def test_mappings(run: Run, open_aio: OpenAio, caplog: pytest.LogCaptureFixture)
     with caplog.at_level(logging.ERROR, "mvccstore"):
         run(main)
     assert "a callback of a mapping failed" in caplog.text
+
+
+def test_many_tasks_pop_each_item_once(run: Run, open_aio: OpenAio, engine: str) -> None:
+    async def main() -> None:
+        async with open_aio(engine=engine) as store:
+            numbers = store.mapping("n/", codec=JsonCodec[int]())
+            await numbers.update((str(number), number) for number in range(40))
+
+            async def pop_all() -> list[int]:
+                popped = []
+                while await numbers.count():
+                    try:
+                        popped.append((await numbers.popitem())[1])
+                    except KeyError:
+                        break
+                return popped
+
+            found = await asyncio.gather(*(pop_all() for _ in range(6)))
+            assert sorted(number for each in found for number in each) == list(range(40))
+            texts = store.mapping("o/")
+            assert await texts.setdefault("x") is None
+            await texts.set("w", [1])
+            assert [await texts.popitem(), await texts.popitem()] == [("w", [1]), ("x", None)]
+
+    run(main)
 
 
 def test_callbacks_on_the_loop_go_on_after_a_gap(
@@ -305,13 +334,16 @@ LATER: dict[str, Callable[[AsyncStore], Awaitable[object]]] = {
 
 
 async def _free(store: AsyncStore, name: str) -> None:
-    """Let a recipe's wait end soon."""
-    await {
-        "acquire": store.delete,
-        "campaign": store.delete,
-        "get": lambda _: store.queue("x").put(b"item"),
-        "wait": store.delete,
-    }[name](OWN)
+    """Let a recipe's wait end soon. Only what it waits for goes: its own place may be there already."""
+    match name:
+        case "acquire":
+            await store.delete(b"_mvccstore/lock/x/0")
+        case "campaign":
+            await store.delete(b"_mvccstore/election/x/0")
+        case "get":
+            await store.queue("x").put(b"item")
+        case "wait":
+            await store.barrier("x").release()
 
 
 @pytest.mark.parametrize("name", sorted(STEPS))

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import mvccstore
 from mvccstore import KeyRange, Op, Retention, Snapshot, Store, StoreError
+from mvccstore.attributes import AttributesRequest, AttributesResult
 from mvccstore.testing import Model, ModelTxn, ModelView
 from mvccstore.types import (
     CompactRequest,
@@ -403,7 +404,30 @@ class StoreMachine(RuleBasedStateMachine):
         request = LeaseRevokeRequest(lease_id)
         same(lambda: self.store.submit(request), lambda: self.model.write(request))
 
+    # Attributes
+
+    @rule(
+        changes=st.dictionaries(
+            st.sampled_from(("a", "a/b", "ä", "z")), st.sampled_from((None, b"", b"1", b"22")), max_size=3
+        ),
+        behind=st.sampled_from((None, None, 0, 1, -1)),
+    )
+    def set_attributes(self, changes: dict[str, bytes | None], behind: int | None) -> None:
+        base = None if behind is None else max(0, self.model.attributes_version - behind)
+        request = AttributesRequest(tuple(changes.items()), base)
+
+        def model() -> int:
+            answer = self.model.write(request)
+            assert isinstance(answer, AttributesResult)
+            return answer.version
+
+        same(lambda: self.store.set_attributes(changes, base=base), model)
+
     # Files
+
+    @rule()
+    def defragment(self) -> None:
+        self.store.defragment()
 
     @precondition(lambda self: self.engine != "memory")
     @rule()
@@ -460,6 +484,9 @@ class StoreMachine(RuleBasedStateMachine):
         for options in islice(self.options, 4):
             assert store.range(EVERYTHING, **options) == model.range(Op.range(EVERYTHING, **options)), options
         assert list(store.history(EVERYTHING, prev_kv=True)) == model.history(EVERYTHING, prev_kv=True)
+        attributes = store.attributes()
+        assert (dict(attributes), attributes.version) == (model.attributes, model.attributes_version)
+        assert list(attributes) == sorted(attributes)
         if model.compact_revision > 1:
             with pytest.raises(mvccstore.CompactedError):
                 store.get(b"a", revision=model.compact_revision - 1)

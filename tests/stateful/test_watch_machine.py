@@ -337,10 +337,12 @@ class WatchMachine(RuleBasedStateMachine):
     @invariant()
     def tails_are_short(self) -> None:
         hub = self.store._hub
-        assert hub._events <= 6 or len(hub._order) == 1
+        batches = len(hub._order) - hub._dead
+        assert hub._events <= 6 or batches == 1
         assert hub._events == sum(len(b.events) for t in hub._topics.values() for b in t.batches.values())
-        assert hub._bytes == sum(size for _, size in hub._order)
-        assert len(hub._order) == sum(len(topic.batches) for topic in hub._topics.values())
+        assert hub._bytes == sum(size for topic, size in hub._order if topic.batches)
+        assert batches == sum(len(topic.batches) for topic in hub._topics.values())
+        assert hub._dead <= batches
         assert not any(topic.waiting for topic in hub._topics.values())
 
 

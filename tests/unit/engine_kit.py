@@ -130,6 +130,10 @@ class CopyingEngine:
         del path
         return False
 
+    def defragment(self) -> None:
+        if self.committed is None:
+            raise ClosedError
+
     def problems(self) -> list[str]:
         return []
 
@@ -340,6 +344,14 @@ class EngineMachine(RuleBasedStateMachine):
         view, model = self.views.pop(which % len(self.views))
         assert everything(view) == everything(model)
         view.close()
+
+    @precondition(lambda self: self.txn is None)
+    @rule()
+    def defragment(self) -> None:
+        self.engine.defragment()
+        assert look(self.engine, everything) == everything(self.committed)
+        for view, model in self.views:
+            assert everything(view) == everything(model)
 
     @precondition(lambda self: self.case.keeps_file)
     @rule()

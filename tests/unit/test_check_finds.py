@@ -27,6 +27,7 @@ from mvccstore.codec import (
     unpack_log_key,
     unpack_record,
 )
+from mvccstore.mvcc.attributes import COUNTERS
 from mvccstore.mvcc.state import Compaction, save_compaction
 from mvccstore.tables import Table, WriteTxn
 from mvccstore.types import LeaseGrantRequest
@@ -102,6 +103,13 @@ class Tables:
 
     def subscription(self, packed: bytes, name: bytes = b"mailer") -> None:
         self.txn.put(Table.META, b"subscription/" + name, crc32(packed).to_bytes(4) + packed)
+
+    def counters(self, packed: bytes) -> None:
+        self.txn.put(Table.META, COUNTERS, crc32(packed).to_bytes(4) + packed)
+
+    def attribute(self, name: bytes, value: bytes, under: bytes | None = None) -> None:
+        packed = crc32(value, crc32(name)).to_bytes(4) + value
+        self.txn.put(Table.META, b"attribute/" + (name if under is None else under), packed)
 
     def compaction(self, *fields: object) -> None:
         save_compaction(self.txn, Compaction(*fields))  # type: ignore[arg-type]
@@ -250,6 +258,19 @@ DAMAGES = [
     Damage("i11 name empty", lambda t: t.subscription(pack((b"k", 2, 5, 5)), b""), "I11"),
     Damage("i11 checksum wrong", lambda t: t.txn.put(Table.META, b"subscription/mailer", b"1234" + pack(1)), "I11"),
     Damage("i11 record empty", lambda t: t.txn.put(Table.META, b"subscription/mailer", b""), "I11"),
+    # I12: attributes
+    Damage("i12 counters unreadable", lambda t: t.txn.put(Table.META, COUNTERS, b"1234" + pack((1, 1, 3))), "I12"),
+    Damage("i12 counters of too few", lambda t: t.counters(pack((1, 1))), "I12"),
+    Damage("i12 counters of text", lambda t: t.counters(pack(("1", 1, 4))), "I12"),
+    Damage("i12 counters below none", lambda t: t.counters(pack((1, -1, 4))), "I12"),
+    Damage("i12 an attribute less", lambda t: t.counters(pack((1, 1, 4))), "I12"),
+    Damage("i12 an attribute more", lambda t: t.attribute(b"a", b"x"), "I12"),
+    Damage("i12 never changed", lambda t: (t.attribute(b"a", b"x"), t.counters(pack((0, 1, 2)))), "I12"),
+    Damage("i12 checksum wrong", lambda t: t.txn.put(Table.META, b"attribute/a", b"1234x"), "I12"),
+    Damage("i12 record empty", lambda t: t.txn.put(Table.META, b"attribute/a", b""), "I12"),
+    Damage("i12 under another name", lambda t: t.attribute(b"a", b"x", under=b"b"), "I12"),
+    Damage("i12 name not UTF-8", lambda t: t.attribute(b"\xff", b"x"), "I12"),
+    Damage("i12 name empty", lambda t: t.attribute(b"", b"x"), "I12"),
 ]
 
 
@@ -274,7 +295,7 @@ def test_check_names(open_store: OpenStore, engine: str, damage: Damage) -> None
 
 def test_every_invariant_is_damaged_here() -> None:
     names = {damage.name.split()[0].upper() for damage in DAMAGES}
-    assert names == {f"I{number}" for number in range(1, 12)}
+    assert names == {f"I{number}" for number in range(1, 13)}
 
 
 def test_check_says_at_most_a_hundred_things(open_store: OpenStore, engine: str) -> None:

@@ -107,6 +107,30 @@ class EngineChecks(OpenEngine):
         assert look(engine, lambda view: view.get(Table.META, b"gone")) == b"3"
         assert look(engine, lambda view: view.newest(b"i")) is None
 
+    def test_defragmenting_changes_nothing_that_is_seen(self, engine: Engine, begin: Begin) -> None:
+        engine.defragment()
+        keys = awkward_keys()
+        write(engine, *(add(key, 5, 6) for key in keys), *(put(b"%d" % n, bytes(n)) for n in range(50)))
+        write(engine, add(b"i", *range(300)), put(b"large", bytes(100_000), Table.LOG))
+        old = begin()
+        before = everything(old)
+        for n in range(3):
+            engine.defragment()
+            assert everything(old) == before
+            assert look(engine, lambda view: view.get(Table.LOG, b"large")) == bytes(100_000)
+            write(engine, put(b"n", b"%d" % n), lambda txn: txn.remove(b"i", [entry(7)]))
+        assert look(engine, lambda view: (view.get(Table.META, b"n"), view.newest_at(b"i", entry(7)))) == (
+            b"2",
+            entry(8),
+        )
+        assert look(engine, lambda view: len(view.newest_page(b"", None, b"", 1_000))) == len(keys) + 1
+        assert engine.problems() == []
+
+    def test_closed_engine_is_not_defragmented(self, engine: Engine) -> None:
+        engine.close()
+        with pytest.raises(ClosedError):
+            engine.defragment()
+
     def test_views_opened_at_every_commit_keep_their_own_state(self, engine: Engine, begin: Begin) -> None:
         views = []
         for n in range(12):
@@ -449,6 +473,29 @@ class FileEngineChecks(OpenEngine):
             assert again.problems() == []
             again.close()
         assert detect_engine(str(tmp_path / "store")) == case.name
+
+    def test_defragmented_file_is_smaller_and_all_there(self, case: EngineCase, engine: Engine, tmp_path: Path) -> None:
+        write(engine, *(put(b"%d" % n, bytes(3_000), Table.LOG) for n in range(1_000)), add(b"i", *range(50)))
+        write(engine, lambda txn: txn.delete(Table.LOG, [b"%d" % n for n in range(990)]))
+        large = engine.size().file_bytes
+        engine.defragment()
+        assert engine.size().file_bytes < large / 4
+        write(engine, put(b"later", b"1"))
+        before = look(engine, everything)
+        engine.close()
+        files = {path.name for path in tmp_path.iterdir()}
+        again = open_engine(case.name, options_for(case, tmp_path))
+        assert look(again, everything) == before
+        assert again.problems() == []
+        again.close()
+        assert files <= {"store", "store-lock"}
+
+    def test_engine_opened_to_read_is_not_defragmented(self, case: EngineCase, engine: Engine, tmp_path: Path) -> None:
+        engine.close()
+        reader = open_engine(case.name, options_for(case, tmp_path, read_only=True))
+        with pytest.raises(StorageError):
+            reader.defragment()
+        reader.close()
 
     def test_synced_commits(self, case: EngineCase, tmp_path: Path) -> None:
         opened = open_engine(case.name, options_for(case, tmp_path, sync_commits=True))

@@ -58,6 +58,8 @@ def use(store: Store) -> None:
         txn.delete(KeyRange.prefix(b"b"))
     store.submit(LeaseRevokeRequest(7))
     store.compact(4)
+    store.set_attributes({"motd": b"hello"})
+    store.set_attributes({"motd": None, "theme": b"dark"}, base=1)
 
 
 def test_store_behind_a_log_is_as_one_without(replicated: tuple[Store, Log], open_store: Callable[..., Store]) -> None:
@@ -65,7 +67,8 @@ def test_store_behind_a_log_is_as_one_without(replicated: tuple[Store, Log], ope
     use(store)
     local = open_store("local.mvcc")
     use(local)
-    assert len(log.entries) == 7
+    assert len(log.entries) == 9
+    assert dict(store.attributes()) == dict(local.attributes()) == {"theme": b"dark"}
     assert store.hash_kv() == local.hash_kv()
     assert list(store.scan(KeyRange.all())) == list(local.scan(KeyRange.all()))
 
@@ -80,6 +83,8 @@ def test_log_played_into_another_store_gives_the_same(
     assert not [answer for answer in answers if isinstance(answer, StoreError)]
     assert follower.replicated_marker() == b"7"
     assert follower.hash_kv() == store.hash_kv()
+    assert follower.attributes() == store.attributes()
+    assert follower.attributes().version == store.attributes().version == 2
 
 
 def test_marker_is_committed_with_what_it_marks(replicated: tuple[Store, Log]) -> None:

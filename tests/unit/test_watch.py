@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
+from random import Random
 from typing import Any
 from unittest import mock
 
@@ -440,6 +441,39 @@ def test_watcher_that_never_reads_costs_no_more_than_the_tails_may(
     for watcher in watchers:
         watcher.close()
     assert (hub._events, hub._bytes, len(hub._order), len(hub._topics), len(hub._index)) == (0, 0, 0, 0, 0)
+
+
+def test_watchers_that_leave_take_their_tails_along_without_a_look_at_the_others(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mvccstore.hub.TAIL_EVENTS_MAX", 40)
+    hub, rng = store._hub, Random(3)
+    stays = recorder_of(store, KeyRange.prefix(b"k"))
+    for number in range(20):
+        store.put(b"k%d" % number)
+    places = hub._order
+    for left in range(1, 11):
+        with store.watch(b"k0"):
+            store.put(b"k0")
+        assert hub._dead == left
+    assert hub._order is places, "they were looked through"
+    guests: list[Watcher] = []
+    for number in range(400):
+        key = b"k%d" % (number % 5)
+        if rng.random() < 0.4:
+            guests.append(store.watch(rng.choice((key, KeyRange(key, None)))))
+        store.put(key, b"v" * rng.randrange(9))
+        if rng.random() < 0.4 and guests:
+            guests.pop(rng.randrange(len(guests))).close()
+        batches = [batch for topic in hub._topics.values() for batch in topic.batches.values()]
+        assert hub._events == sum(len(batch.events) for batch in batches) <= 40
+        assert hub._bytes == sum(size for topic, size in hub._order if topic.batches)
+        assert len(hub._order) - hub._dead == len(batches) >= hub._dead
+    assert hub._order is not places, "those that are gone are never let go"
+    assert watch_problems(stays.take_all(), changes_of(store)) == []
+    for watcher in (*guests, stays.watcher):
+        watcher.close()
+    assert (hub._events, hub._bytes, len(hub._order), hub._dead) == (0, 0, 0, 0)
 
 
 def test_everything_comes_from_log_and_tail_however_short_the_tail(

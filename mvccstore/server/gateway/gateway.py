@@ -1,0 +1,152 @@
+"""Begins a call for each request to `/v3/...`, and feeds it its body."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from mvccstore.server.gateway.call import INLINE_BYTES, GatewayCall, respond_error
+from mvccstore.server.gateway.metadata import metadata_of, timeout_of
+from mvccstore.server.gateway.paths import PATHS
+from mvccstore.server.gateway.splitter import JsonSplitter
+from mvccstore.server.messages import METHODS, MethodType
+from mvccstore.server.messages.json import JsonError, many_from_json
+from mvccstore.server.transport.call import Receiver, Router
+from mvccstore.server.transport.http1 import BodyReceiver, Exchange
+from mvccstore.server.transport.limits import TransportLimits
+from mvccstore.server.transport.status import Code, RpcError
+
+
+class Gateway:
+    """The handler of every path below `/v3/`."""
+
+    def __init__(self, router: Router, limits: TransportLimits) -> None:
+        self._router = router
+        self._limits = limits
+
+    def serve(self, exchange: Exchange) -> BodyReceiver | None:
+        """Begin to serve a request."""
+        path = PATHS.get(exchange.request.path)
+        if path is None:
+            respond_error(exchange, RpcError(Code.NOT_FOUND, "Not Found"))
+            return None
+        if exchange.request.method != "POST":
+            # As etcd 3.6 has it: the code is UNIMPLEMENTED, and so is the status.
+            respond_error(exchange, RpcError(Code.UNIMPLEMENTED, "Method Not Allowed"))
+            return None
+        try:
+            method = self._router.find(path)
+            metadata = metadata_of(exchange.request)
+            timeout = timeout_of(exchange.request)
+        except RpcError as error:
+            respond_error(exchange, error)
+            return None
+        types = METHODS[path]
+        call = GatewayCall(self._router, method, metadata, exchange, types)
+        if timeout is not None:
+            call.set_timeout(timeout)
+        if not types.client_streaming:
+            return _UnaryBody(call, types, self._limits)
+        receiver = call.open()
+        return None if receiver is None else _StreamBody(call, receiver, types, self._limits)
+
+
+class _UnaryBody:
+    """Takes the body of a call with one request."""
+
+    def __init__(self, call: GatewayCall, types: MethodType, limits: TransportLimits) -> None:
+        self._call = call
+        self._types = types
+        self._limits = limits
+        self._body = bytearray()
+
+    def data(self, data: bytes) -> None:
+        """Take the next bytes."""
+        self._body += data
+        if len(self._body) > self._limits.http_body_bytes_max:
+            self._body.clear()
+            self._call.fail(_too_large(self._limits.http_body_bytes_max))
+
+    def end(self) -> None:
+        """Carry out the call."""
+        if self._call.is_done:
+            return
+        body = bytes(self._body)
+        if len(body) > INLINE_BYTES:
+            loop = asyncio.get_running_loop()
+            loop.run_in_executor(None, self._request, body).add_done_callback(self._take)
+            return
+        try:
+            request = self._request(body)
+        except Exception as error:  # noqa: BLE001 - ends the call
+            self._call.fail_with(error)
+        else:
+            self._call.serve(request)
+
+    def _take(self, future: asyncio.Future[Any]) -> None:
+        if future.cancelled() or self._call.is_done:
+            return
+        error = future.exception()
+        if error is None:
+            self._call.serve(future.result())
+        else:
+            assert isinstance(error, Exception)
+            self._call.fail_with(error)
+
+    def _request(self, body: bytes) -> Any:
+        return _decode(self._call, self._types, body, self._limits)
+
+
+class _StreamBody:
+    """Takes the body of a call with any number of requests."""
+
+    def __init__(self, call: GatewayCall, receiver: Receiver, types: MethodType, limits: TransportLimits) -> None:
+        self._call = call
+        self._receiver = receiver
+        self._types = types
+        self._limits = limits
+        self._splitter = JsonSplitter()
+
+    def data(self, data: bytes) -> None:
+        """Pass on each request that is complete."""
+        try:
+            for text in self._splitter.feed(data):
+                if not self._call.is_done:
+                    self._receiver.message(_decode(self._call, self._types, text, self._limits))
+            if self._splitter.pending_bytes > self._limits.http_body_bytes_max:
+                raise _too_large(self._limits.http_body_bytes_max)
+        except ValueError as error:
+            self._call.fail(RpcError(Code.INVALID_ARGUMENT, str(error)))
+        except Exception as error:  # noqa: BLE001 - ends the call
+            self._call.fail_with(error)
+
+    def end(self) -> None:
+        """Tell the service that no more requests come."""
+        if self._call.is_done:
+            return
+        try:
+            if self._splitter.pending_bytes:
+                raise RpcError(Code.INVALID_ARGUMENT, "unexpected EOF")
+            self._receiver.end()
+        except Exception as error:  # noqa: BLE001 - ends the call
+            self._call.fail_with(error)
+
+
+def _decode(call: GatewayCall, types: MethodType, text: bytes, limits: TransportLimits) -> Any:
+    """Make a request of JSON: of its first object, as etcd does not look at what follows."""
+    try:
+        message = next(many_from_json(types.request, text), None)
+        encoded = b"" if message is None else message.SerializeToString()
+    except JsonError as error:
+        raise RpcError(Code.INVALID_ARGUMENT, str(error)) from error
+    if len(encoded) > limits.message_bytes_max:
+        raise _too_large(limits.message_bytes_max, len(encoded))
+    try:
+        return call.method.decode(encoded)
+    except Exception as error:
+        raise RpcError(Code.INTERNAL, f"grpc: error unmarshalling request: {error}") from error
+
+
+def _too_large(limit: int, size: int | None = None) -> RpcError:
+    shown = f"{size} vs. {limit}" if size is not None else f"more than {limit}"
+    return RpcError(Code.RESOURCE_EXHAUSTED, f"grpc: received message larger than max ({shown})")

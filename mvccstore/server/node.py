@@ -1,0 +1,148 @@
+"""What all services of a server share: the store, its writer, who the server is, and what it allows.
+
+Invariants:
+
+* I1. The raft term is at least 2, and grows with each start of a server on the same store; the raft index never goes
+  back. Both are attributes of the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from mvccstore.clock import Clock
+from mvccstore.errors import ClosedError, StoreError
+from mvccstore.server.alarms import Alarms
+from mvccstore.server.errors import Refusal
+from mvccstore.server.member import Identity
+from mvccstore.server.members import Members
+from mvccstore.server.messages.fast import Headers
+from mvccstore.server.transport.call import Call
+from mvccstore.server.transport.status import RpcError
+from mvccstore.server.writer import UNDER_WAY_MAX, Writer
+from mvccstore.store import Store
+from mvccstore.types import Result, WriteRequest
+
+_RAFT = "etcd/raft"
+_TERM_FIRST = 2
+_INDEX_SLACK = 10_000
+"""How many commands without a revision of their own a killed server may have had since it noted its index."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """What a request may ask for: etcd's flags of these names."""
+
+    max_request_bytes: int = 1_572_864
+    max_txn_ops: int = 128
+    election_timeout_ms: int = 1_000
+    progress_notify_seconds: float = 600.0
+
+    @property
+    def lease_ttl_min(self) -> int:
+        """Seconds, etcd's: one and a half election timeouts, rounded up."""
+        return -(-3 * self.election_timeout_ms // 2_000)
+
+
+class Node:
+    """One server's middle: services stand on it, transports know nothing of it."""
+
+    def __init__(
+        self,
+        store: Store,
+        identity: Identity,
+        limits: RequestLimits,
+        *,
+        quota_bytes: int = 0,
+        clock: Clock,
+    ) -> None:
+        self.store = store
+        self.identity = identity
+        self.limits = limits
+        self.clock = clock
+        self.loop = asyncio.get_running_loop()
+        self.member_id = identity.member_id
+        self.cluster_id = identity.cluster_id
+        self.raft_term, self._base_index = _note_start(store)
+        self._began_at = store.revision
+        self._commands = 0
+        self.headers = Headers(self.cluster_id, self.member_id, self.raft_term)
+        self.writer = Writer(store)
+        self.alarms = Alarms(store, self.writer, self.member_id, quota_bytes)
+        self.members = Members(store, identity)
+        self.is_stopping = False
+        self._closers: list[Callable[[], None]] = []
+
+    @property
+    def revision(self) -> int:
+        """The store's."""
+        return self.store.revision
+
+    @property
+    def raft_index(self) -> int:
+        """How many commands there were, as etcd counts them."""
+        return self._base_index + self._commands + self.store.revision - self._began_at
+
+    def header(self, revision: int = -1) -> bytes:
+        """Return the field `header` of an answer, encoded; by default at the current revision."""
+        return self.headers.at(self.store.revision if revision < 0 else revision)
+
+    def submit(self, call: Call, request: WriteRequest, then: Callable[[Result], bytes | None]) -> None:
+        """Have a request of a call carried out, and answer it with what `then` makes of the result.
+
+        The call's handler returns None after this. If `then` returns None, it has seen to the answer itself.
+        """
+        if self.writer.under_way > UNDER_WAY_MAX:
+            raise Refusal.TOO_MANY_REQUESTS.error()
+
+        def done(result: Result | StoreError) -> None:
+            if isinstance(result, Exception):
+                call.fail_with(result)
+                return
+            self._commands += 1
+            try:
+                answer = then(result)
+            except RpcError as error:
+                call.fail(error)
+                return
+            if answer is not None:
+                call.reply(answer)
+
+        self.writer.submit(request, done)
+
+    def at_stop(self, closer: Callable[[], None]) -> None:
+        """Have something called when the server begins to stop: services end what has no end of its own."""
+        self._closers.append(closer)
+
+    def begin_stop(self) -> None:
+        """End watches and the like."""
+        self.is_stopping = True
+        for closer in self._closers:
+            closer()
+        self._closers.clear()
+
+    async def stop(self) -> None:
+        """Carry out what is under way, and note the raft index."""
+        await self.writer.stop()
+        with suppress(ClosedError):
+            _save(self.store, self.raft_term, self.raft_index)
+
+
+def _note_start(store: Store) -> tuple[int, int]:
+    """Begin a term; return it, and the raft index to count on from."""
+    packed = store.attribute(_RAFT)
+    if packed is None:
+        term, index = _TERM_FIRST, store.revision + 3
+    else:
+        term, index = (int(number) for number in packed.split())
+        term, index = term + 1, max(index, store.revision) + 1
+    # Should this server be killed, the next begins above whatever it will have counted.
+    _save(store, term, index + _INDEX_SLACK)
+    return term, index
+
+
+def _save(store: Store, term: int, index: int) -> None:
+    store.set_attributes({_RAFT: b"%d %d" % (term, index)})

@@ -1,0 +1,287 @@
+"""A server as a process: flags to options, the store in its directory, logs, signals.
+
+The data directory holds one file, `store.mvcc`. One that a real etcd has filled is refused, and left alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TextIO
+from urllib.parse import urlsplit
+
+from mvccstore.errors import StoreError
+from mvccstore.opening import open_store
+from mvccstore.options import Durability
+from mvccstore.server.autocompaction import AutoCompaction, ByRevision, Periodic
+from mvccstore.server.flags import FlagError, Value, parse, parse_duration
+from mvccstore.server.member import Identity
+from mvccstore.server.node import RequestLimits
+from mvccstore.server.server import Protocols, Server, ServerOptions
+from mvccstore.server.serving import new_event_loop
+from mvccstore.server.transport.limits import TransportLimits
+from mvccstore.store import Store
+
+STORE_FILE = "store.mvcc"
+READY = "ready to serve client requests"
+"""What test harnesses wait for in the log."""
+EXIT_FAILED, EXIT_USAGE = 1, 2
+_STREAMS_MAX = 2**31 - 1
+_LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warn": logging.WARNING,
+    "error": logging.ERROR,
+    "panic": logging.CRITICAL,
+    "fatal": logging.CRITICAL,
+}
+_WILDCARDS = {"": None, "0.0.0.0": "0.0.0.0", "::": "::"}
+
+log = logging.getLogger("mvccstore.server")
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Something to listen on."""
+
+    host: str
+    """Empty for a unix socket."""
+    port: int
+    path: str
+    protocols: Protocols
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What flags ask for."""
+
+    data_dir: str
+    is_in_memory: bool
+    durability: Durability
+    listeners: tuple[Listener, ...]
+    options: ServerOptions
+    log_level: int
+    log_format: str
+    log_outputs: tuple[str, ...]
+
+
+def plan(flags: Mapping[str, Value]) -> Plan:
+    """Return what flags, as `parse` returns them, ask for.
+
+    Raises:
+        FlagError: They ask for what cannot be.
+    """
+    name = _text(flags, "name")
+    peer_urls = _list(flags, "initial-advertise-peer-urls")
+    _check_cluster(flags, name, peer_urls)
+    identity = Identity(name, peer_urls, _list(flags, "advertise-client-urls"), _text(flags, "initial-cluster-token"))
+    http_urls = _list(flags, "listen-client-http-urls")
+    listeners = [_listener(url, "grpc" if http_urls else "both") for url in _list(flags, "listen-client-urls")]
+    listeners += [_listener(url, "http") for url in (*http_urls, *_list(flags, "listen-metrics-urls"))]
+    quota = _int(flags, "quota-backend-bytes")
+    level = _text(flags, "log-level")
+    if level not in _LEVELS:
+        msg = f"--log-level is {level!r}, not one of {', '.join(_LEVELS)}"
+        raise FlagError(msg)
+    log_format = _text(flags, "log-format")
+    if log_format not in {"json", "console"}:
+        msg = f"--log-format is {log_format!r}, neither json nor console"
+        raise FlagError(msg)
+    max_request_bytes = _int(flags, "max-request-bytes")
+    options = ServerOptions(
+        identity,
+        RequestLimits(
+            max_request_bytes,
+            _int(flags, "max-txn-ops"),
+            _int(flags, "election-timeout"),
+            max(0.1, _seconds(flags, "watch-progress-notify-interval")),
+        ),
+        TransportLimits(
+            message_bytes_max=max_request_bytes + 512 * 1024,
+            streams_max=min(_int(flags, "max-concurrent-streams"), _STREAMS_MAX),
+            ping_seconds_min=_seconds(flags, "grpc-keepalive-min-time"),
+            keepalive_seconds=_seconds(flags, "grpc-keepalive-interval"),
+            keepalive_timeout_seconds=_seconds(flags, "grpc-keepalive-timeout"),
+        ),
+        quota_bytes=max(0, quota or 2 << 30),
+        has_gateway=bool(flags["enable-grpc-gateway"]),
+        hosts=frozenset(_list(flags, "host-whitelist")),
+        origins=frozenset(_list(flags, "cors")),
+        auto_compaction=_auto_compaction(flags),
+    )
+    return Plan(
+        _text(flags, "data-dir") or f"{name}.etcd",
+        bool(flags["memory"]),
+        Durability.OS if flags["unsafe-no-fsync"] else Durability.FSYNC,
+        tuple(listeners),
+        options,
+        _LEVELS[level],
+        log_format,
+        _list(flags, "log-outputs"),
+    )
+
+
+def _text(flags: Mapping[str, Value], name: str) -> str:
+    return str(flags[name])
+
+
+def _int(flags: Mapping[str, Value], name: str) -> int:
+    return int(flags[name])
+
+
+def _seconds(flags: Mapping[str, Value], name: str) -> float:
+    return float(flags[name])
+
+
+def _list(flags: Mapping[str, Value], name: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in str(flags[name]).split(",") if part.strip())
+
+
+def _check_cluster(flags: Mapping[str, Value], name: str, peer_urls: tuple[str, ...]) -> None:
+    cluster = _list(flags, "initial-cluster")
+    if not cluster:
+        return
+    names = {member.partition("=")[0] for member in cluster}
+    if names != {name}:
+        msg = f"--initial-cluster names {', '.join(sorted(names))}: this server is a cluster of one, {name!r}"
+        raise FlagError(msg)
+    if {member.partition("=")[2] for member in cluster} != set(peer_urls):
+        msg = "--initial-cluster has other URLs than --initial-advertise-peer-urls"
+        raise FlagError(msg)
+
+
+def _listener(url: str, protocols: Protocols) -> Listener:
+    parts = urlsplit(url)
+    if parts.scheme in {"unix", "unixs"}:
+        return Listener("", 0, parts.netloc + parts.path, protocols)
+    if parts.scheme == "https":
+        msg = f"{url}: this server does not speak TLS"
+        raise FlagError(msg)
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    if parts.scheme != "http" or port is None or parts.path:
+        msg = f"{url!r} is not http://host:port or unix://path"
+        raise FlagError(msg)
+    return Listener(parts.hostname or "", port, "", protocols)
+
+
+def _auto_compaction(flags: Mapping[str, Value]) -> AutoCompaction | None:
+    mode, retention = _text(flags, "auto-compaction-mode"), _text(flags, "auto-compaction-retention")
+    try:
+        if mode == "revision":
+            number = int(retention)
+            return ByRevision(number) if number > 0 else None
+        if mode == "periodic":
+            seconds = int(retention) * 3600.0 if retention.isdecimal() else parse_duration(retention)
+            return Periodic(seconds) if seconds > 0 else None
+    except ValueError:
+        msg = f"--auto-compaction-retention is {retention!r}: neither a number nor a duration"
+        raise FlagError(msg) from None
+    msg = f"--auto-compaction-mode is {mode!r}, neither 'periodic' nor 'revision'"
+    raise FlagError(msg)
+
+
+def main(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> int:
+    """Serve until told to stop; return the exit code."""
+    try:
+        chosen = plan(parse(arguments, environment))
+    except FlagError as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_USAGE
+    with ExitStack() as stack:
+        _set_up_log(chosen, stack)
+        try:
+            store = stack.enter_context(_open(chosen))
+            with asyncio.Runner(loop_factory=new_event_loop) as runner:
+                runner.run(_serve(store, chosen))
+        except (StoreError, OSError) as error:
+            log.critical("%s", error)
+            return EXIT_FAILED
+    return 0
+
+
+def _open(chosen: Plan) -> Store:
+    if chosen.is_in_memory:
+        return open_store(None)
+    folder = Path(chosen.data_dir)
+    if (folder / "member" / "snap" / "db").exists():
+        msg = f"{folder} is the data directory of another etcd; give this one its own with --data-dir"
+        raise OSError(msg)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return open_store(os.fspath(folder / STORE_FILE), durability=chosen.durability)
+
+
+async def _serve(store: Store, chosen: Plan) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    async with Server(store, chosen.options) as server:
+        for listener in chosen.listeners:
+            await _listen(server, listener)
+        log.info(READY, extra={"fields": {"revision": store.revision, "member-id": f"{server.node.member_id:x}"}})
+        await stopping.wait()
+        log.info("stopping")
+    log.info("stopped")
+
+
+async def _listen(server: Server, listener: Listener) -> None:
+    if listener.path:
+        await server.listen_unix(listener.path, protocols=listener.protocols)
+        address = listener.path
+    else:
+        port = await server.listen(listener.host, listener.port, protocols=listener.protocols)
+        address = f"{listener.host}:{port}"
+    log.info("serving client traffic insecurely; this is strongly discouraged!", extra={"fields": {"address": address}})
+
+
+class _JsonFormatter(logging.Formatter):
+    """One JSON object a line, with etcd's names."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, object] = {
+            "level": "warn" if record.levelno == logging.WARNING else record.levelname.lower(),
+            "ts": datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            "caller": f"{record.module}.py:{record.lineno}",
+            "msg": record.getMessage(),
+        }
+        fields |= getattr(record, "fields", {})
+        if record.exc_info:
+            fields["error"] = self.formatException(record.exc_info)
+        return json.dumps(fields)
+
+
+def _append_to(path: str) -> TextIO:
+    return Path(path).open("a", encoding="utf-8")
+
+
+def _set_up_log(chosen: Plan, stack: ExitStack) -> None:
+    logger = logging.getLogger("mvccstore")
+    logger.setLevel(chosen.log_level)
+    for output in chosen.log_outputs or ("default",):
+        stream: TextIO
+        if output in {"default", "stderr"}:
+            stream = sys.stderr
+        elif output == "stdout":
+            stream = sys.stdout
+        else:
+            stream = stack.enter_context(_append_to(output))
+        handler = logging.StreamHandler(stream)
+        handler.setFormatter(
+            _JsonFormatter()
+            if chosen.log_format == "json"
+            else logging.Formatter("%(asctime)s\t%(levelname)s\t%(module)s\t%(message)s")
+        )
+        logger.addHandler(handler)
+        stack.callback(logger.removeHandler, handler)

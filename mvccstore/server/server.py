@@ -1,0 +1,160 @@
+"""A server: a store, the services over it, and the ports they are reached by."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Self
+
+from mvccstore.clock import Clock, SystemClock
+from mvccstore.errors import StoreError
+from mvccstore.server.autocompaction import AutoCompaction
+from mvccstore.server.errors import Refusal, translate
+from mvccstore.server.gateway.gateway import Gateway
+from mvccstore.server.member import Identity
+from mvccstore.server.node import Node, RequestLimits
+from mvccstore.server.pages import Site
+from mvccstore.server.services.cluster import Cluster
+from mvccstore.server.services.health import Health
+from mvccstore.server.services.kv import KV
+from mvccstore.server.services.lease import LeaseService
+from mvccstore.server.services.maintenance import Maintenance
+from mvccstore.server.services.watch import Watch
+from mvccstore.server.transport.call import Call, Method, Router
+from mvccstore.server.transport.http1 import http_factory
+from mvccstore.server.transport.limits import TransportLimits
+from mvccstore.server.transport.port import Port
+from mvccstore.store import Store
+from mvccstore.types import CompactRequest, Result
+
+Protocols = Literal["both", "grpc", "http"]
+_SERVICES = (KV, Watch, LeaseService, Cluster, Maintenance, Health)
+_ALL = frozenset({"*"})
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """How a server behaves; the defaults are etcd's."""
+
+    identity: Identity = field(default_factory=Identity)
+    requests: RequestLimits = field(default_factory=RequestLimits)
+    transport: TransportLimits = field(default_factory=TransportLimits)
+    quota_bytes: int = 2 << 30
+    """The size of the store's file that raises NOSPACE; 0 for none."""
+    grace_seconds: float = 1.0
+    """How long calls under way may take to end when the server stops."""
+    has_gateway: bool = True
+    """Whether JSON is served beside gRPC."""
+    hosts: frozenset[str] = _ALL
+    """The host names that HTTP requests may be for; `*` for any."""
+    origins: frozenset[str] = _ALL
+    """Whose web pages may make requests; `*` for any."""
+    auto_compaction: AutoCompaction | None = None
+
+
+class Server:
+    """Serves a store on the running event loop; see `serve`, which makes one.
+
+    The store stays its owner's: it may be used beside the server, and is not closed by it.
+    """
+
+    def __init__(self, store: Store, options: ServerOptions, clock: Clock | None = None) -> None:
+        self._options = options
+        self._clock = clock or SystemClock()
+        self._loop = asyncio.get_running_loop()
+        self.node = Node(store, options.identity, options.requests, quota_bytes=options.quota_bytes, clock=self._clock)
+        methods: list[Method] = []
+        for service in _SERVICES:
+            methods += service(self.node).methods()
+        self._router = Router({method.path: method for method in methods}, _check_metadata, translate)
+        gateway = Gateway(self._router, options.transport) if options.has_gateway else None
+        site = Site(self.node, gateway, hosts=options.hosts, origins=options.origins)
+        self._http = http_factory(site.serve, options.transport, self._clock.time_ms)
+        self._ports: list[Port] = []
+        self._sockets: list[tuple[Path, int]] = []
+        """Unix sockets, by path and inode: another server may have taken over a path."""
+        self._is_stopped = False
+        self._timer: asyncio.TimerHandle | None = None
+        if options.auto_compaction is not None:
+            self._look_at_history(options.auto_compaction)
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return sum(len(port) for port in self._ports)
+
+    def _new_port(self, protocols: Protocols) -> Port:
+        port = Port(
+            self._router,
+            self._options.transport,
+            None if protocols == "grpc" else self._http,
+            is_grpc=protocols != "http",
+        )
+        self._ports.append(port)
+        return port
+
+    async def listen(self, host: str = "127.0.0.1", port: int = 0, *, protocols: Protocols = "both") -> int:
+        """Listen on a TCP address; return the port, which is chosen if 0 was given.
+
+        Raises:
+            OSError: It cannot be listened on.
+        """
+        return await self._new_port(protocols).listen(host, port)
+
+    async def listen_unix(self, path: str, *, protocols: Protocols = "both") -> None:
+        """Listen on a unix socket, as `listen`; one that a killed server has left at the path is replaced."""
+        await self._new_port(protocols).listen_unix(path)
+        self._sockets.append((Path(path), _inode(path)))
+
+    async def stop(self) -> None:
+        """Accept nothing new, tell watches, let calls end, and answer what is being written. May be repeated."""
+        if self._is_stopped:
+            return
+        self._is_stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for port in self._ports:
+            port.stop_listening()
+        for path, inode in self._sockets:
+            if _inode(path) == inode:
+                path.unlink()
+        self.node.begin_stop()
+        await asyncio.gather(*(port.close(self._options.grace_seconds) for port in self._ports))
+        await self.node.stop()
+
+    def _look_at_history(self, policy: AutoCompaction) -> None:
+        wanted = policy.look(self._clock.monotonic(), self.node.revision)
+        if wanted is not None:
+
+            def done(result: Result | StoreError) -> None:
+                # Below the compact revision it was somebody else's doing; other trouble is tried again.
+                if not isinstance(result, StoreError) or wanted <= self.node.store.compact_revision:
+                    policy.done(self._clock.monotonic(), wanted)
+
+            self.node.writer.submit(CompactRequest(wanted, force=True), done)
+        self._timer = self._loop.call_later(policy.interval, self._look_at_history, policy)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.stop()
+
+
+def _inode(path: str | Path) -> int:
+    """Return what tells a file from another at the same path; 0 for none."""
+    try:
+        return os.stat(path).st_ino  # noqa: PTH116 - paths of both kinds
+    except FileNotFoundError:
+        return 0
+
+
+def _check_metadata(call: Call) -> None:
+    for name, value in call.metadata.pairs:
+        if name == b"client-api-version":
+            try:
+                value.decode()
+            except UnicodeDecodeError:
+                raise Refusal.INVALID_CLIENT_API_VERSION.error() from None

@@ -1,0 +1,369 @@
+"""The KV service: reads on the loop, writes through the writer.
+
+A range that is answered at once is small: at most a page of rows and bytes. A larger one is served by a task that
+goes over it at one revision, a page at a time: first for its size, which gRPC wants before the first byte, then,
+unless the first time it could keep them all, for its rows, as fast as the client takes them. So 200 MB cost the
+server 4. What has to look at a whole range before it can answer (an order, a filter, a count) does so on a thread if
+the range is not small.
+
+Invariants:
+
+* I1. The revision in the header of a read of the current state is the one that was read, though the writer goes on
+  beside it: who watches from the revision after it misses nothing and sees nothing twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from mvccstore.errors import CompactedError
+from mvccstore.mvcc.etcd_encoding import int_field, varint
+from mvccstore.mvcc.read import PAGE_ROWS
+from mvccstore.quota import PUT_OVERHEAD_BYTES
+from mvccstore.server.errors import Refusal
+from mvccstore.server.messages import rpc
+from mvccstore.server.messages.fast import put_response, range_response
+from mvccstore.server.node import Node
+from mvccstore.server.services.translation import (
+    delete_request,
+    fill_delete,
+    fill_txn,
+    message_cost,
+    put_request,
+    range_request,
+    txn_request,
+)
+from mvccstore.server.transport.call import Call, Method
+from mvccstore.server.transport.status import Code, RpcError
+from mvccstore.types import (
+    CompactRequest,
+    DeleteResult,
+    KeyRange,
+    KeyValue,
+    PutResult,
+    RangeRequest,
+    RangeResult,
+    Result,
+    TxnResult,
+)
+from mvccstore.view import PAGE_BYTES, Snapshot
+
+_STREAM_ROWS_FIRST = 10
+_KEPT_BYTES_MAX = 4 << 20
+"""Rows of a large range that are kept when they were encoded for their size, and so not read again."""
+_SMALL_ROWS = 64
+_SMALL_BYTES = 64 << 10
+"""A range of no more is looked through on the loop."""
+_ID_BITS = 48
+
+
+class KV:
+    """etcd's KV service."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._store = node.store
+        self._bytes_max = node.limits.max_request_bytes
+        self._envelope_bytes = _envelope_bytes(node.member_id)
+
+    def methods(self) -> list[Method]:
+        """Return the handlers."""
+        return [
+            Method("/etcdserverpb.KV/Range", rpc.RangeRequest.FromString, self.range),
+            Method("/etcdserverpb.KV/Put", rpc.PutRequest.FromString, self.put),
+            Method("/etcdserverpb.KV/DeleteRange", rpc.DeleteRangeRequest.FromString, self.delete_range),
+            Method("/etcdserverpb.KV/Txn", rpc.TxnRequest.FromString, self.txn),
+            Method("/etcdserverpb.KV/Compact", rpc.CompactionRequest.FromString, self.compact),
+            Method(
+                "/etcdserverpb.KV/RangeStream",
+                rpc.RangeRequest.FromString,
+                self.range_stream,
+                is_server_streaming=True,
+            ),
+        ]
+
+    # Reading
+
+    def range(self, call: Call, message: rpc.RangeRequest) -> bytes | None:
+        """Answer a range, at once if it is small."""
+        key = message.key
+        if key and not message.range_end and not message.revision and not _is_special(message):
+            return self._one(key)
+        request = range_request(message)
+        keys = request.keys
+        if not isinstance(keys, KeyRange) or keys == KeyRange.empty():
+            return self._found(self._store.find(request))
+        revision, limit = max(request.revision, 0), max(request.limit, 0)
+        if _needs_all(request):
+            if self._rows_of_small(keys, revision) is None:
+                call.run(self._find_beside(request))
+                return None
+            return self._found(self._store.find(request))
+        rows = min(limit, PAGE_ROWS) if limit else PAGE_ROWS
+        page = self._store.page(keys, revision=revision, limit=rows)
+        count = len(page.kvs)
+        if page.resume is not None:
+            if count != limit:
+                call.run(self._large_range(call, request))
+                return None
+            rest = self._rows_of_small(KeyRange(page.resume, keys.end), page.revision)
+            if rest is None:
+                call.run(self._find_beside(request))
+                return None
+            count += rest
+        kvs = _without_values(page.kvs) if request.keys_only else page.kvs
+        header = self._header_of(request, page.revision)
+        return range_response(header, kvs, count=count, more=count > len(kvs))
+
+    def _one(self, key: bytes) -> bytes:
+        """Answer with a key as it is."""
+        store = self._store
+        revision = store.revision
+        kv = store.get(key)
+        if store.revision != revision:  # I1: which revision was read cannot be told
+            return self._found(store.find(RangeRequest(key)))
+        header = self._node.header(revision)
+        return header if kv is None else range_response(header, (kv,), more=False, count=1)
+
+    def _found(self, result: RangeResult) -> bytes:
+        return range_response(self._node.header(result.revision), result.kvs, count=result.count, more=result.more)
+
+    async def _find_beside(self, request: RangeRequest) -> bytes:
+        return self._found(await asyncio.get_running_loop().run_in_executor(None, self._store.find, request))
+
+    def _rows_of_small(self, keys: KeyRange, revision: int) -> int | None:
+        """Return how many keys there are in a range, if that is small; None if it is not, or cannot be told now."""
+        try:
+            page = self._store.page(keys, revision=revision, limit=_SMALL_ROWS, bytes_max=_SMALL_BYTES)
+        except CompactedError:
+            return None
+        return len(page.kvs) if page.resume is None else None
+
+    def _header_of(self, request: RangeRequest, read_revision: int) -> bytes:
+        """Return the header of a range: the revision that was read, or, if an old one was asked for, the current."""
+        return self._node.header(-1 if request.revision > 0 else read_revision)
+
+    async def _large_range(self, call: Call, request: RangeRequest) -> None:
+        keys, limit = request.keys, max(request.limit, 0)
+        assert isinstance(keys, KeyRange)
+        # Not at the revision of the first look: that may be compacted by now.
+        with self._store.snapshot(revision=max(request.revision, 0)) as snapshot:
+            header = self._header_of(request, snapshot.revision)
+            size = rows = 0
+            kept: list[bytes] = []
+            async for page in _pages(snapshot, keys, limit):
+                rows += len(page)
+                encoded = _row_fields(page, keys_only=request.keys_only)
+                size += len(encoded)
+                if size <= _KEPT_BYTES_MAX:
+                    kept.append(encoded)
+                else:
+                    kept.clear()
+            count = rows
+            if limit:
+                count = await asyncio.get_running_loop().run_in_executor(None, snapshot.count, keys)
+            tail = (b"\x18\x01" if count > rows else b"") + int_field(4, count)
+            call.begin(len(header) + size + len(tail))
+            call.send_part(header)
+            for encoded in kept:
+                call.send_part(encoded)
+                await call.drained()
+            if size > _KEPT_BYTES_MAX:
+                async for page in _pages(snapshot, keys, limit):
+                    call.send_part(_row_fields(page, keys_only=request.keys_only))
+                    await call.drained()
+            call.send_part(tail)
+        call.finish()
+
+    def range_stream(self, call: Call, message: rpc.RangeRequest) -> bytes | None:
+        """Answer a range in several messages."""
+        request = range_request(message)
+        if request.sort_order != "none" or request.sort_target != "key":
+            raise RpcError(Code.UNIMPLEMENTED, "RangeStream does not support custom sort orders")
+        if _has_filters(request):
+            raise RpcError(Code.UNIMPLEMENTED, "RangeStream does not support revision filters")
+        if request.count_only or not isinstance(request.keys, KeyRange) or request.keys == KeyRange.empty():
+            call.send(_stream_response(self._found(self._store.find(request))))
+            call.finish()
+            return None
+        call.run(self._stream(call, request))
+        return None
+
+    async def _stream(self, call: Call, request: RangeRequest) -> None:
+        keys, limit = request.keys, max(request.limit, 0)
+        assert isinstance(keys, KeyRange)
+        with self._store.snapshot(revision=max(request.revision, 0)) as snapshot:
+            header = self._header_of(request, snapshot.revision)
+            rows = 0
+            waiting: tuple[KeyValue, ...] = ()
+            async for page in _pages(snapshot, keys, limit, _STREAM_ROWS_FIRST):
+                if waiting:
+                    call.send(_stream_response(range_response(b"", waiting, more=False, count=0)))
+                    await call.drained()
+                rows += len(page)
+                waiting = _without_values(page) if request.keys_only else page
+            count = rows
+            if limit:
+                count = await asyncio.get_running_loop().run_in_executor(None, snapshot.count, keys)
+        call.send(_stream_response(range_response(header, waiting, count=count, more=count > rows)))
+        call.finish()
+
+    # Writing
+
+    def put(self, call: Call, message: rpc.PutRequest) -> None:
+        """Set a key."""
+        node = self._node
+        size = len(message.key) + len(message.value)
+        cost = PUT_OVERHEAD_BYTES + size
+        node.alarms.admit(cost)
+        request = put_request(message)
+        self._check_size(message, size)
+        node.alarms.check_write(cost)
+        node.submit(call, request, self._put_answer)
+
+    def _put_answer(self, result: Result) -> bytes:
+        assert isinstance(result, PutResult)
+        return put_response(self._node.headers.at(result.revision), result.prev_kv)
+
+    def delete_range(self, call: Call, message: rpc.DeleteRangeRequest) -> None:
+        """Delete a range."""
+        request = delete_request(message)
+        self._check_size(message, len(message.key) + len(message.range_end))
+        self._node.alarms.check_write()
+        self._node.submit(call, request, self._delete_answer)
+
+    def _delete_answer(self, result: Result) -> bytes:
+        assert isinstance(result, DeleteResult)
+        response = rpc.DeleteRangeResponse()
+        fill_delete(response, result)
+        return self._node.headers.at(result.revision) + response.SerializeToString()
+
+    def txn(self, call: Call, message: rpc.TxnRequest) -> None:
+        """Run a txn."""
+        node = self._node
+        cost = message_cost(message)
+        node.alarms.admit(cost)
+        request = txn_request(message, node.limits.max_txn_ops)
+        if not _is_read_only(message):
+            self._check_size(message, self._bytes_max)
+            node.alarms.check_write(cost)
+        node.submit(call, request, self._txn_answer)
+
+    def _txn_answer(self, result: Result) -> bytes:
+        assert isinstance(result, TxnResult)
+        response = rpc.TxnResponse()
+        fill_txn(response, result)
+        return self._node.headers.at(result.revision) + response.SerializeToString()
+
+    def _check_size(self, message: rpc.PutRequest | rpc.DeleteRangeRequest | rpc.TxnRequest, at_least: int) -> None:
+        # The exact size is asked for only where it could be too large.
+        if at_least > self._bytes_max - 1024:
+            size = message.ByteSize()
+            if self._envelope_bytes + len(varint(size)) + size > self._bytes_max:
+                raise Refusal.REQUEST_TOO_LARGE.error()
+
+    def compact(self, call: Call, message: rpc.CompactionRequest) -> None:
+        """Forget history; with `physical`, answer when its space is free."""
+        node = self._node
+        node.alarms.check_write()
+        is_physical = message.physical
+
+        def answer(_: Result) -> bytes | None:
+            if not is_physical:
+                return node.header()
+            call.run(self._reclaimed())
+            return None
+
+        # What subscriptions hold is theirs to lose: an etcd client means what it says.
+        node.submit(call, CompactRequest(message.revision, force=True), answer)
+
+    async def _reclaimed(self) -> bytes:
+        await asyncio.get_running_loop().run_in_executor(None, self._store.reclaim)
+        return self._node.header()
+
+
+def _envelope_bytes(member_id: int) -> int:
+    """Return what a request grows by in etcd's log, where it is measured, without the length of the request.
+
+    The field of its header, with a number in which the low 16 bits of the member's id come first, and its own tag.
+    """
+    number = (member_id & 0xFFFF) << _ID_BITS | 1 << (_ID_BITS - 1)
+    return 2 + 1 + 1 + len(varint(number)) + 1
+
+
+def _is_read_only(message: rpc.TxnRequest) -> bool:
+    """Say whether a txn has ranges alone, as then etcd does not put it into its log."""
+    return all(
+        operation.WhichOneof("request") == "request_range"
+        for branch in (message.success, message.failure)
+        for operation in branch
+    )
+
+
+def _is_special(message: rpc.RangeRequest) -> bool:
+    """Say whether a range of one key asks for more than the key."""
+    return bool(
+        message.count_only
+        or message.keys_only
+        or message.sort_order
+        or message.sort_target
+        or message.min_mod_revision
+        or message.max_mod_revision
+        or message.min_create_revision
+        or message.max_create_revision
+    )
+
+
+def _needs_all(request: RangeRequest) -> bool:
+    """Say whether a range has to be gone through as a whole before its first row is known."""
+    is_sorted = request.sort_order != "none" or request.sort_target != "key"
+    return is_sorted or request.count_only or _has_filters(request)
+
+
+def _has_filters(request: RangeRequest) -> bool:
+    return bool(
+        request.min_mod_revision
+        or request.max_mod_revision
+        or request.min_create_revision
+        or request.max_create_revision
+    )
+
+
+class _pages:  # noqa: N801 - reads as the generator that it would be, were that closed in time
+    """The rows of a range, a page at a time; the loop goes on in between."""
+
+    def __init__(self, snapshot: Snapshot, keys: KeyRange, limit: int, first_rows: int = PAGE_ROWS) -> None:
+        self._snapshot = snapshot
+        self._end = keys.end
+        self._resume: bytes | None = keys.start
+        self._left = limit or None
+        self._rows = first_rows
+
+    def __aiter__(self) -> _pages:
+        return self
+
+    async def __anext__(self) -> tuple[KeyValue, ...]:
+        if self._resume is None or self._left == 0:
+            raise StopAsyncIteration
+        await asyncio.sleep(0)
+        rows = self._rows if self._left is None else min(self._rows, self._left)
+        page = self._snapshot.page(KeyRange(self._resume, self._end), limit=rows, bytes_max=PAGE_BYTES)
+        self._resume = page.resume
+        self._rows = min(PAGE_ROWS, self._rows * 2)
+        if self._left is not None:
+            self._left -= len(page.kvs)
+        return page.kvs
+
+
+def _without_values(kvs: tuple[KeyValue, ...]) -> tuple[KeyValue, ...]:
+    return tuple(kv._replace(value=b"") for kv in kvs)
+
+
+def _row_fields(kvs: tuple[KeyValue, ...], *, keys_only: bool) -> bytes:
+    """Encode rows as the fields of a `RangeResponse`."""
+    return range_response(b"", _without_values(kvs) if keys_only else kvs, more=False, count=0)
+
+
+def _stream_response(response: bytes) -> bytes:
+    """Encode a `RangeStreamResponse`."""
+    return b"\x0a" + varint(len(response)) + response

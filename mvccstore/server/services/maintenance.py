@@ -1,0 +1,225 @@
+"""The Maintenance service: status, alarms, hashes, snapshots."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import tempfile
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import BinaryIO
+
+from mvccstore.attributes import AttributesRequest
+from mvccstore.etcd_file.buckets import AlarmRecord, ClusterRecords
+from mvccstore.etcd_file.writer import write_database_file
+from mvccstore.server.alarms import NAMES
+from mvccstore.server.errors import Refusal
+from mvccstore.server.messages import rpc
+from mvccstore.server.node import Node
+from mvccstore.server.transport.call import Call, Method
+from mvccstore.store import Store
+from mvccstore.types import Result
+
+_CHUNK_BYTES = 32 * 1024
+_DOWNGRADE = "etcd/downgrade"
+# As etcd reads it: leading zeros are none of its concern, and what follows a sign may be empty.
+_VERSION = re.compile(r"([0-9]+)\.([0-9]+)(\.[0-9]+(-[0-9A-Za-z.-]*)?(\+[0-9A-Za-z.-]*)?)?")
+_HASH_OF_NOTHING = 1_084_519_789
+"""CRC-32C of the name of etcd's bucket: what a hash begins with."""
+_QUOTA_BYTES_DEFAULT = 2 << 30
+
+
+class Maintenance:
+    """etcd's Maintenance service."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._store = node.store
+
+    def methods(self) -> list[Method]:
+        """Return the handlers."""
+        service = "/etcdserverpb.Maintenance/"
+        return [
+            Method(service + "Alarm", rpc.AlarmRequest.FromString, self.alarm),
+            Method(service + "Status", rpc.StatusRequest.FromString, self.status),
+            Method(service + "Defragment", rpc.DefragmentRequest.FromString, self.defragment),
+            Method(service + "Hash", rpc.HashRequest.FromString, self.hash),
+            Method(service + "HashKV", rpc.HashKVRequest.FromString, self.hash_kv),
+            Method(service + "Snapshot", rpc.SnapshotRequest.FromString, self.snapshot, is_server_streaming=True),
+            Method(service + "MoveLeader", rpc.MoveLeaderRequest.FromString, self.move_leader),
+            Method(service + "Downgrade", rpc.DowngradeRequest.FromString, self.downgrade),
+        ]
+
+    # Alarms
+
+    def alarm(self, call: Call, message: rpc.AlarmRequest) -> bytes | None:
+        """List, raise or disarm alarms."""
+        alarms = self._node.alarms
+        wanted = AlarmRecord(message.memberID, message.alarm)
+        match message.action:
+            case rpc.AlarmRequest.GET:
+                return self._alarm_answer(alarms.all(message.alarm))
+            case rpc.AlarmRequest.ACTIVATE if message.alarm != rpc.NONE:
+                changed = True
+            case rpc.AlarmRequest.DEACTIVATE if wanted in alarms.all():
+                changed = False
+            case _:
+                return self._node.header()
+        request = alarms.change(wanted, is_raised=changed)
+        self._node.submit(call, request, lambda _: self._alarm_answer([wanted]))
+        return None
+
+    def _alarm_answer(self, alarms: list[AlarmRecord]) -> bytes:
+        response = rpc.AlarmResponse()
+        for alarm in alarms:
+            response.alarms.add(memberID=alarm.member_id, alarm=alarm.alarm)
+        return self._node.header() + response.SerializeToString()
+
+    # Facts
+
+    def status(self, _call: Call, _message: rpc.StatusRequest) -> bytes:
+        """Tell version, sizes, leader and alarms."""
+        node = self._node
+        stats = self._store.stats()
+        response = rpc.StatusResponse(
+            version=node.identity.version,
+            dbSize=stats.file_bytes,
+            dbSizeInUse=stats.used_bytes,
+            leader=node.member_id,
+            raftIndex=node.raft_index,
+            raftAppliedIndex=node.raft_index,
+            raftTerm=node.raft_term,
+            storageVersion=node.identity.storage_version,
+            dbSizeQuota=node.alarms.quota_bytes or _QUOTA_BYTES_DEFAULT,
+        )
+        for alarm in node.alarms.all():
+            name = NAMES.get(alarm.alarm, str(alarm.alarm))
+            response.errors.append(f"memberID:{alarm.member_id} alarm:{name} ")
+        target = self._store.attribute(_DOWNGRADE)
+        response.downgradeInfo.SetInParent()
+        if target is not None:
+            response.downgradeInfo.enabled = True
+            response.downgradeInfo.targetVersion = target.decode()
+        return node.header() + response.SerializeToString()
+
+    def hash(self, call: Call, _message: rpc.HashRequest) -> None:
+        """Hash what the store holds; of use for comparing with itself alone."""
+        call.run(self._hash())
+
+    async def _hash(self) -> bytes:
+        found = await asyncio.get_running_loop().run_in_executor(None, self._store.hash_kv)
+        return self._node.header() + rpc.HashResponse(hash=found.hash).SerializeToString()
+
+    def hash_kv(self, call: Call, message: rpc.HashKVRequest) -> bytes | None:
+        """Hash the history up to a revision, as etcd does."""
+        if message.revision >= 0:
+            call.run(self._hash_kv(message.revision))
+            return None
+        response = rpc.HashKVResponse(
+            hash=_HASH_OF_NOTHING, compact_revision=self._store.compact_revision, hash_revision=message.revision
+        )
+        return self._node.header() + response.SerializeToString()
+
+    async def _hash_kv(self, revision: int) -> bytes:
+        work = partial(self._store.hash_kv, revision=revision)
+        found = await asyncio.get_running_loop().run_in_executor(None, work)
+        response = rpc.HashKVResponse(
+            hash=found.hash, compact_revision=found.compact_revision, hash_revision=found.hash_revision
+        )
+        return self._node.header() + response.SerializeToString()
+
+    # The file
+
+    def defragment(self, call: Call, _message: rpc.DefragmentRequest) -> None:
+        """Shrink the file. The answer has no header."""
+        call.run(self._defragment())
+
+    async def _defragment(self) -> bytes:
+        await asyncio.get_running_loop().run_in_executor(None, self._store.defragment)
+        return b""
+
+    def snapshot(self, call: Call, _message: rpc.SnapshotRequest) -> None:
+        """Send the store as etcd's database file, and its SHA-256 after it."""
+        call.run(self._snapshot(call))
+
+    async def _snapshot(self, call: Call) -> None:
+        loop = asyncio.get_running_loop()
+        version = self._node.identity.storage_version
+        with tempfile.TemporaryFile(dir=_folder_of(self._store), prefix=".snapshot-") as file:
+            await loop.run_in_executor(None, partial(self._write_database, file))
+            left = file.tell()
+            file.seek(0)
+            digest = sha256()
+            while left:
+                blob = file.read(_CHUNK_BYTES)
+                digest.update(blob)
+                left -= len(blob)
+                response = rpc.SnapshotResponse(remaining_bytes=left, blob=blob, version=version)
+                call.send(response.SerializeToString())
+                await call.drained()
+                await asyncio.sleep(0)
+            call.send(rpc.SnapshotResponse(blob=digest.digest(), version=version).SerializeToString())
+        call.finish()
+
+    def _write_database(self, file: BinaryIO) -> None:
+        node = self._node
+        write_database_file(
+            self._store,
+            file,
+            cluster=ClusterRecords(
+                members=tuple(node.members.all()),
+                removed_members=tuple(node.members.removed()),
+                alarms=tuple(node.alarms.all()),
+                index=node.raft_index,
+                term=node.raft_term,
+                cluster_version=f"{node.identity.cluster_version}.0",
+                storage_version=node.identity.storage_version,
+            ),
+        )
+
+    # The cluster of one
+
+    def move_leader(self, _call: Call, message: rpc.MoveLeaderRequest) -> bytes:
+        """Move the lead to where it is; there is nowhere else. The answer has no header."""
+        if message.targetID != self._node.member_id:
+            raise Refusal.BAD_LEADER_TRANSFEREE.error()
+        return b""
+
+    def downgrade(self, call: Call, message: rpc.DowngradeRequest) -> bytes | None:
+        """Check, note or cancel a downgrade to the minor version below."""
+        node = self._node
+        answer = node.header() + rpc.DowngradeResponse(version=node.identity.cluster_version).SerializeToString()
+        match message.action:
+            case rpc.DowngradeRequest.VALIDATE:
+                self._downgrade_target(message.version)
+                return answer
+            case rpc.DowngradeRequest.ENABLE:
+                target: bytes | None = self._downgrade_target(message.version).encode()
+            case rpc.DowngradeRequest.CANCEL:
+                target = None
+            case _:
+                raise Refusal.UNKNOWN_METHOD.error()
+
+        def done(_: Result) -> bytes:
+            return answer
+
+        node.submit(call, AttributesRequest(((_DOWNGRADE, target),)), done)
+        return None
+
+    def _downgrade_target(self, text: str) -> str:
+        match = _VERSION.fullmatch(text)
+        if match is None:
+            raise Refusal.WRONG_DOWNGRADE_FORMAT.error()
+        major, minor = (int(part) for part in self._node.identity.cluster_version.split("."))
+        if (int(match[1]), int(match[2])) != (major, minor - 1):
+            raise Refusal.INVALID_DOWNGRADE_TARGET.error()
+        if self._store.attribute(_DOWNGRADE) is not None:
+            raise Refusal.DOWNGRADE_IN_PROGRESS.error()
+        return f"{major}.{minor - 1}.0"
+
+
+def _folder_of(store: Store) -> str | None:
+    """Return where a copy is made: beside the store, as there is room for it."""
+    return None if store.stats().engine == "memory" else os.fspath(Path(store.path).absolute().parent)

@@ -1,0 +1,110 @@
+"""The frames of HTTP/2 (RFC 9113, sections 4 and 6): numbers, and how they are packed."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from struct import Struct
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+FRAME_HEAD_BYTES = 9
+FRAME_BYTES_MAX = 16_384
+"""The largest payload both sides may send unless the other allows more."""
+WINDOW_BYTES = 65_535
+"""What each window begins with."""
+WINDOW_BYTES_MAX = 2**31 - 1
+STREAM_ID_MAX = 2**31 - 1
+
+unpack_head = Struct(">BHBBL").unpack_from
+"""Returns length >> 16, length & 0xFFFF, type, flags, stream id with its reserved bit."""
+
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
+
+END_STREAM = 0x1
+ACK = 0x1
+END_HEADERS = 0x4
+PADDED = 0x8
+PRIORITY_FLAG = 0x20
+
+
+class Setting(IntEnum):
+    """The settings that matter here."""
+
+    HEADER_TABLE_SIZE = 1
+    ENABLE_PUSH = 2
+    MAX_CONCURRENT_STREAMS = 3
+    INITIAL_WINDOW_SIZE = 4
+    MAX_FRAME_SIZE = 5
+    MAX_HEADER_LIST_SIZE = 6
+
+
+class ErrorCode(IntEnum):
+    """Why a stream or a connection ended."""
+
+    NO_ERROR = 0
+    PROTOCOL_ERROR = 1
+    INTERNAL_ERROR = 2
+    FLOW_CONTROL_ERROR = 3
+    SETTINGS_TIMEOUT = 4
+    STREAM_CLOSED = 5
+    FRAME_SIZE_ERROR = 6
+    REFUSED_STREAM = 7
+    CANCEL = 8
+    COMPRESSION_ERROR = 9
+    CONNECT_ERROR = 10
+    ENHANCE_YOUR_CALM = 11
+
+
+class ProtocolError(Exception):
+    """The peer broke a rule that ends the connection (RFC 9113 5.4.1)."""
+
+    def __init__(self, code: ErrorCode, reason: str) -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
+
+
+class StreamError(Exception):
+    """The peer broke a rule that ends one stream (RFC 9113 5.4.2)."""
+
+    def __init__(self, code: ErrorCode, reason: str) -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
+
+
+def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
+    """Pack one frame."""
+    return b"%b%c%c%b%b" % (len(payload).to_bytes(3), kind, flags, stream_id.to_bytes(4), payload)
+
+
+def settings_frame(settings: dict[Setting, int]) -> bytes:
+    """Pack a SETTINGS frame."""
+    return frame(SETTINGS, 0, 0, b"".join(number.to_bytes(2) + value.to_bytes(4) for number, value in settings.items()))
+
+
+def rst_frame(stream_id: int, code: ErrorCode) -> bytes:
+    """Pack a RST_STREAM frame."""
+    return frame(RST_STREAM, 0, stream_id, code.to_bytes(4))
+
+
+def goaway_frame(last_stream_id: int, code: ErrorCode, reason: str) -> bytes:
+    """Pack a GOAWAY frame."""
+    return frame(GOAWAY, 0, 0, last_stream_id.to_bytes(4) + code.to_bytes(4) + reason.encode())
+
+
+def unpadded(payload: bytes) -> bytes:
+    """Return a payload without its padding.
+
+    Raises:
+        ProtocolError: There is more padding than payload, or nothing that says how much.
+    """
+    if not payload:
+        raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "a padded frame without the length of its padding")
+    if payload[0] >= len(payload):
+        raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "more padding than payload")
+    return payload[1 : len(payload) - payload[0]]
+
+
+def window_frame(stream_id: int, increment: int) -> bytes:
+    """Pack a WINDOW_UPDATE frame."""
+    return frame(WINDOW_UPDATE, 0, stream_id, increment.to_bytes(4))

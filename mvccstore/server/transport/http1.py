@@ -1,0 +1,561 @@
+"""One HTTP/1.1 connection: an asyncio protocol around `h11`, which parses and knows what may follow what.
+
+What it owns: the request that is being read or answered, and what the client has sent behind it.
+
+How a request goes: when its head is there, the handler is called with an `Exchange`. It answers that at once or
+later, and returns what takes the body, or None if nothing does. No task is made. Requests of one connection are
+answered in order, one at a time.
+
+Invariants:
+
+* I1. An exchange ends once: by `respond`, by `finish`, or because the client has gone. Only then, and once,
+  `on_cancel` is called.
+* I2. No input raises out of `data_received`. What is no HTTP is answered with 400 or the status that says more, and
+  ends the connection, as what follows could mean anything. So does a length that is given in two ways.
+* I3. What waits in memory is bounded: of a head, of the bytes behind a request, of a body nobody takes, and of
+  answers that are not read (`TransportLimits`).
+* I4. Nothing takes for ever but a stream: `look_after` ends what is slow. An exchange is a stream if its handler set
+  `is_open_ended`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Protocol, cast
+from urllib.parse import unquote
+
+import h11
+
+from mvccstore.server.transport.call import WRITABLE_BYTES, Metadata, Peer
+from mvccstore.server.transport.limits import TransportLimits
+from mvccstore.server.transport.port import HttpFactory
+
+_log = logging.getLogger("mvccstore.server")
+
+Fields = Sequence[tuple[bytes, bytes]]
+TEXT: Fields = ((b"Content-Type", b"text/plain; charset=utf-8"), (b"X-Content-Type-Options", b"nosniff"))
+"""The fields of an answer for people."""
+_CLOSE = (b"Connection", b"close")
+_JOINED_MAX = 64
+_JOINED_BYTES_MAX = 16_384
+"""Parts are joined into one write up to so many, and none that is larger."""
+_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRequest:
+    """The head of a request."""
+
+    method: str
+    path: str
+    """Without escapes."""
+    query: str
+    """What follows the question mark, with its escapes."""
+    headers: Metadata
+    peer: Peer
+    is_secure: bool = False
+    """Whether it came over TLS."""
+
+
+class BodyReceiver(Protocol):
+    """Takes the body of a request. What it raises ends the connection."""
+
+    def data(self, data: bytes, /) -> None:
+        """Take the next bytes."""
+        ...
+
+    def end(self) -> None:
+        """Note that the body is complete."""
+        ...
+
+
+class Exchange:
+    """A request, and the answer to it. Used on the loop's thread only; what is sent after the end is dropped."""
+
+    __slots__ = (
+        "_connection",
+        "fields",
+        "has_begun",
+        "is_done",
+        "is_open_ended",
+        "on_cancel",
+        "on_writable",
+        "request",
+    )
+
+    def __init__(self, connection: Http1Connection, request: HttpRequest) -> None:
+        self._connection = connection
+        self.request = request
+        self.fields: Fields = ()
+        """What the answer begins with, whatever it will be."""
+        self.is_done = False
+        self.has_begun = False
+        """Whether a part of the answer has been sent."""
+        self.is_open_ended = False
+        """Set by a handler whose request or answer may take for ever. The end of the client's input is its end."""
+        self.on_cancel: Callable[[], None] | None = None
+        self.on_writable: Callable[[], None] | None = None
+        """Called when the client reads again after it did not."""
+
+    @property
+    def queued_bytes(self) -> int:
+        """How much of what was sent the client has not taken yet."""
+        return 0 if self.is_done else self._connection.queued_bytes
+
+    def respond(self, status: int, fields: Fields, body: bytes) -> None:
+        """Send the whole answer. Its length and date are added."""
+        if not self.is_done and not self.has_begun:
+            length = (b"Content-Length", b"%d" % len(body))
+            self._connection.send_head(self, status, [*fields, length])
+            if body and self.request.method != "HEAD":
+                self._connection.send_part(body)
+            self.finish()
+
+    def begin(self, status: int, fields: Fields) -> None:
+        """Begin an answer of unknown length."""
+        if not self.is_done and not self.has_begun:
+            self._connection.send_head(self, status, fields)
+            self._connection.flush_soon(0)
+
+    def write(self, part: bytes) -> None:
+        """Send more of an answer that was begun. Each part is one chunk: clients rely on that for lines."""
+        if not self.is_done and part and self.request.method != "HEAD":
+            self._connection.send_part(part)
+            self._connection.flush_soon(len(part))
+
+    def finish(self) -> None:
+        """End an answer that was begun."""
+        if not self.is_done:
+            self.is_done = True
+            self.on_cancel = self.on_writable = None
+            self._connection.send_end()
+
+    def cancel(self) -> None:
+        """The client has gone. For the connection."""
+        if not self.is_done:
+            self.is_done = True
+            cancel, self.on_cancel, self.on_writable = self.on_cancel, None, None
+            if cancel is not None:
+                cancel()
+
+
+HttpHandler = Callable[[Exchange], BodyReceiver | None]
+"""Begins to serve a request. What it raises is answered with 500."""
+
+
+class _Refused(Exception):  # noqa: N818 - no error of ours
+    """What came is no request; how it is answered before the connection ends."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(status, message)
+        self.status = status
+        self.message = message
+
+
+def http_factory(handler: HttpHandler, limits: TransportLimits, time_ms: Callable[[], int]) -> HttpFactory:
+    """Return what a `Port` makes its HTTP/1.1 connections with. `time_ms` is for the `Date` of answers."""
+    dates = _Dates(time_ms)
+    return lambda peer, on_lost: Http1Connection(handler, limits, peer, dates, on_lost)
+
+
+class _Dates:
+    """The `Date` field, made anew once a second."""
+
+    def __init__(self, time_ms: Callable[[], int]) -> None:
+        self._time_ms = time_ms
+        self._at = -1
+        self._field = (b"Date", b"")
+
+    def field(self) -> tuple[bytes, bytes]:
+        """Return it."""
+        seconds = self._time_ms() // 1_000
+        if seconds != self._at:
+            self._at = seconds
+            self._field = (b"Date", formatdate(seconds, usegmt=True).encode())
+        return self._field
+
+
+class Http1Connection(asyncio.Protocol):
+    """One client.
+
+    Args:
+        on_lost: Called once when the connection is gone.
+    """
+
+    def __init__(
+        self,
+        handler: HttpHandler,
+        limits: TransportLimits,
+        peer: Peer,
+        dates: _Dates,
+        on_lost: Callable[[Http1Connection], None],
+    ) -> None:
+        self._handler = handler
+        self._limits = limits
+        self._peer = peer
+        self._dates = dates
+        self._on_lost = on_lost
+        self._loop = asyncio.get_running_loop()
+        self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.http_head_bytes_max)
+        self._transport: asyncio.Transport | None = None
+        self._is_secure = False
+        self._exchange: Exchange | None = None
+        self._receiver: BodyReceiver | None = None
+        self._out: list[bytes] = []
+        self._held = bytearray()
+        """What came behind a request that is not answered yet."""
+        self._has_part_of_head = False
+        self._is_reading_body = False
+        self._has_request = False
+        """Whether a request is complete, and its answer is not."""
+        self._surplus = 0
+        self._is_advancing = False
+        self._is_planned = False
+        self._is_flush_planned = False
+        self._is_draining = False
+        self._is_lingering = False
+        self._has_eof = False
+        self._is_reading = True
+        self._since = self._loop.time()
+        """When what the client is to do next began to be waited for."""
+        self._stalled_at: float | None = None
+
+    # The transport's calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._is_secure = transport.get_extra_info("sslcontext") is not None
+        self._transport.set_write_buffer_limits(high=WRITABLE_BYTES)
+
+    def data_received(self, data: bytes) -> None:
+        """Read on, unless a request is being answered: then what follows it has to wait."""
+        if self._is_lingering:
+            return
+        if self._is_planned or (self._has_request and self._exchange is not None):
+            self._held += data
+            self._set_reading()
+        else:
+            if not self._has_part_of_head and not self._is_reading_body:
+                self._has_part_of_head = True
+                self._since = self._loop.time()
+            self._h11.receive_data(data)
+            self._advance()
+
+    def eof_received(self) -> bool:
+        """The client says no more, or has gone. It still gets what is soon there, but no stream goes on."""
+        self._has_eof = True
+        self._since = self._loop.time()
+        exchange = self._exchange
+        if self._is_planned or (self._has_request and exchange is not None and not exchange.is_open_ended):
+            return not self._is_secure
+        return False
+
+    def pause_writing(self) -> None:
+        """The client does not read, so nothing is read from it that would be answered with more."""
+        self._stalled_at = self._loop.time()
+        self._set_reading()
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        self._stalled_at = None
+        self._set_reading()
+        if self._exchange is not None and self._exchange.on_writable is not None:
+            self._exchange.on_writable()
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        """Tell who answers a request."""
+        self._transport = None
+        self._held.clear()
+        self._drop_exchange()
+        self._on_lost(self)
+
+    # The port's calls
+
+    def drain(self) -> None:
+        """Answer the request that is under way, then close."""
+        self._is_draining = True
+        if self._exchange is None and not self._is_lingering:
+            self._close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def look_after(self, now: float) -> None:
+        """End what takes too long."""
+        limits, waited = self._limits, now - self._since
+        exchange = self._exchange
+        is_open_ended = exchange is not None and exchange.is_open_ended
+        if self._is_lingering or self._has_eof:
+            if waited > limits.http_linger_seconds:
+                self.abort()
+        elif self._stalled_at is not None:
+            if not is_open_ended and now - self._stalled_at > limits.http_stall_seconds:
+                self.abort()
+        elif self._is_reading_body:
+            if not is_open_ended and waited > limits.http_body_seconds:
+                self._refuse(_Refused(408, "the request takes too long"))
+        elif self._has_part_of_head:
+            if waited > limits.http_head_seconds:
+                self._refuse(_Refused(408, "the request takes too long"))
+        elif exchange is None and waited > limits.http_idle_seconds:
+            self._close()
+
+    # Reading
+
+    def _advance(self) -> None:
+        """Carry out what has come, as far as it goes."""
+        self._is_planned = False
+        if self._is_advancing or self._transport is None:
+            return
+        self._is_advancing = True
+        requests = 0
+        try:
+            while self._transport is not None and not self._transport.is_closing() and not self._is_lingering:
+                if not self._has_request and self._h11.our_state is h11.MUST_CLOSE:
+                    self.flush()
+                    self._linger()  # answered before all of it was there
+                    break
+                if self._has_request:
+                    if self._exchange is not None or not self._begin_next():
+                        break
+                    requests += 1
+                    if requests >= self._limits.http_turn_requests:
+                        self._is_planned = True
+                        self._loop.call_soon(self._advance)
+                        break
+                event = self._h11.next_event()
+                if not self._take(event):
+                    break
+        except h11.RemoteProtocolError as error:
+            # What follows the colon would show the client's own bytes.
+            self._refuse(_Refused(error.error_status_hint, str(error).partition(":")[0]))
+        except _Refused as refused:
+            self._refuse(refused)
+        except Exception:  # noqa: BLE001 - ends this connection, and no other
+            _log.exception("a request from %s ended by an error of ours", self._peer.address)
+            self._refuse(_Refused(500, "internal error"))
+        finally:
+            self._is_advancing = False
+            self.flush()
+
+    def _take(self, event: object) -> bool:
+        """Carry out an event; return whether there may be more."""
+        if isinstance(event, h11.Request):
+            self._begin(event)
+        elif isinstance(event, h11.Data):
+            if self._receiver is not None:
+                self._receiver.data(bytes(event.data))
+            else:
+                self._note_surplus(len(event.data))
+        elif isinstance(event, h11.EndOfMessage):
+            self._has_request = True
+            self._is_reading_body = False
+            self._since = self._loop.time()
+            receiver, self._receiver = self._receiver, None
+            if receiver is not None and self._exchange is not None:
+                receiver.end()
+        elif event is h11.NEED_DATA:
+            if self._has_eof:
+                self._drop_exchange()
+                self._close()
+            elif self._h11.they_are_waiting_for_100_continue and self._receiver is not None:
+                self._out.append(
+                    self._h11.send(h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")) or b""
+                )
+            return False
+        else:
+            self._close()
+            return False
+        return True
+
+    def _begin(self, event: h11.Request) -> None:
+        self._has_part_of_head = False
+        self._is_reading_body = True
+        self._since = self._loop.time()
+        self._surplus = 0
+        request = self._request(event)
+        exchange = self._exchange = Exchange(self, request)
+        receiver = self._handler(exchange)
+        # If it has been answered already, nobody wants the body.
+        self._receiver = None if exchange.is_done else receiver
+
+    def _request(self, event: h11.Request) -> HttpRequest:
+        """Judge a head as far as `h11` has not.
+
+        Raises:
+            _Refused: It must not be served.
+        """
+        pairs = tuple((bytes(name), bytes(value)) for name, value in event.headers)
+        headers = Metadata(pairs)
+        if sum(len(name) + len(value) for name, value in pairs) > self._limits.http_head_bytes_max:
+            raise _Refused(431, "the head is too large")
+        if not event.http_version.startswith(b"1."):
+            raise _Refused(505, "unsupported protocol version")
+        if headers.get(b"transfer-encoding") is not None:
+            if headers.get(b"content-length") is not None:
+                raise _Refused(400, "both a length and an encoding")
+            if event.http_version == b"1.0":
+                raise _Refused(400, "an encoding that HTTP/1.0 does not know")
+        expect = headers.get(b"expect")
+        if expect is not None and expect.lower() != b"100-continue":
+            raise _Refused(417, "unknown expectation")
+        path, query = _split_target(event.target.decode("latin-1"))
+        return HttpRequest(event.method.decode("ascii"), path, query, headers, self._peer, self._is_secure)
+
+    def _note_surplus(self, count: int) -> None:
+        """Count what nobody wants; the client must stop some time."""
+        self._surplus += count
+        if self._surplus > self._limits.http_pipelined_bytes_max:
+            self._linger()
+
+    def _begin_next(self) -> bool:
+        """Make ready for the next request; return False if there is to be none."""
+        if self._is_draining or self._h11.our_state is not h11.DONE or self._h11.their_state is not h11.DONE:
+            self._close()
+            return False
+        self._h11.start_next_cycle()
+        self._has_request = False
+        self._since = self._loop.time()
+        held = bytes(self._held)
+        self._held.clear()
+        self._set_reading()
+        if held:
+            self._h11.receive_data(held)
+        # More of the next head may wait in the parser than here; if nothing does, this ends with its first byte.
+        self._has_part_of_head = bool(self._h11.trailing_data[0])
+        return True
+
+    def _set_reading(self) -> None:
+        """Stop reading while too much waits, or the client of a stream does not read; go on when that is over."""
+        exchange = self._exchange
+        is_stalled = self._stalled_at is not None and (exchange is None or exchange.is_open_ended)
+        is_reading = len(self._held) <= self._limits.http_pipelined_bytes_max and not is_stalled
+        if is_reading != self._is_reading and self._transport is not None and not self._transport.is_closing():
+            self._is_reading = is_reading
+            if is_reading:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
+
+    # Writing: for exchanges
+
+    @property
+    def queued_bytes(self) -> int:
+        """What waits to be taken by the client."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
+    def send_head(self, exchange: Exchange, status: int, fields: Fields) -> None:
+        """Send the head of an answer."""
+        exchange.has_begun = True
+        extra = [self._dates.field()]
+        # A client that waits for 100 Continue may send its body or not: nobody could say what the next bytes are.
+        if self._is_draining or self._has_eof or self._h11.they_are_waiting_for_100_continue:
+            extra.append(_CLOSE)
+        reason = _reason(status)
+        response = h11.Response(status_code=status, headers=[*exchange.fields, *fields, *extra], reason=reason)
+        self._out.append(self._h11.send(response) or b"")
+
+    def send_part(self, part: bytes) -> None:
+        """Send bytes of its body."""
+        self._out.append(self._h11.send(h11.Data(data=part)) or b"")
+
+    def send_end(self) -> None:
+        """End the answer, and go on to the next request."""
+        self._out.append(self._h11.send(h11.EndOfMessage()) or b"")
+        self._exchange = self._receiver = None
+        if not self._is_advancing:
+            self.flush()
+            self._advance()
+
+    def flush_soon(self, count: int) -> None:
+        """Write what has been sent by the end of this turn of the loop; at once if `count` bytes are many."""
+        if count > _JOINED_BYTES_MAX or len(self._out) > _JOINED_MAX:
+            self.flush()
+        elif not self._is_flush_planned and not self._is_advancing:
+            self._is_flush_planned = True
+            self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Write what has been sent."""
+        self._is_flush_planned = False
+        if not self._out:
+            return
+        data = b"".join(self._out)
+        self._out.clear()
+        transport = self._transport
+        if data and transport is not None and not transport.is_closing():
+            transport.write(data)
+            if transport.get_write_buffer_size() > self._limits.queued_bytes_max:
+                transport.abort()
+
+    # Ending
+
+    def _drop_exchange(self) -> None:
+        exchange, self._exchange = self._exchange, None
+        self._receiver = None
+        if exchange is not None:
+            exchange.cancel()
+
+    def _refuse(self, refused: _Refused) -> None:
+        """Say what was wrong, if an answer has not begun, and end the connection."""
+        has_begun = self._exchange is not None and self._exchange.has_begun
+        self._drop_exchange()
+        if has_begun:
+            self.abort()
+            return
+        if self._h11.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
+            self._linger()  # what came wrong is the rest of a request that has been answered
+            return
+        reason = _reason(refused.status)
+        body = b"%d %s: %s\n" % (refused.status, reason, refused.message.encode("ascii", "replace"))
+        fields = [*TEXT, (b"Content-Length", b"%d" % len(body)), self._dates.field(), _CLOSE]
+        response = h11.Response(status_code=refused.status, headers=fields, reason=reason)
+        for part in (response, h11.Data(data=body), h11.EndOfMessage()):
+            self._out.append(self._h11.send(part) or b"")
+        self.flush()
+        self._linger()
+
+    def _linger(self) -> None:
+        """Close our half only: with bytes unread, closing both would reset what the client has not read yet."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if self._has_eof or not transport.can_write_eof():
+            transport.close()
+            return
+        self._is_lingering = True
+        self._since = self._loop.time()
+        transport.write_eof()
+
+    def _close(self) -> None:
+        self.flush()
+        if self._transport is not None:
+            self._transport.close()
+
+
+def _split_target(target: str) -> tuple[str, str]:
+    """Return path and query of a request target (RFC 9112 3.2)."""
+    if not target.startswith("/"):
+        scheme, separator, rest = target.partition("://")
+        if separator and scheme.lower() in {"http", "https"}:
+            target = "/" + rest.partition("/")[2]
+    path, _, query = target.partition("?")
+    if _BAD_ESCAPE.search(path):
+        raise _Refused(400, "bad escape in the path")
+    return unquote(path, "latin-1"), query
+
+
+def _reason(status: int) -> bytes:
+    try:
+        return HTTPStatus(status).phrase.encode()
+    except ValueError:
+        return b""

@@ -1,0 +1,600 @@
+"""One HTTP/2 connection that carries gRPC (RFC 9113): an asyncio protocol that parses frames and keeps the rules.
+
+What it owns: the streams of one client, both windows of the connection, and what is to be written in this turn
+of the loop.
+
+Invariants:
+
+* I1. What the peer breaks is answered as RFC 9113 says: a stream ends by RST_STREAM, the connection by GOAWAY. No
+  input raises out of `data_received`, and none reaches another connection.
+* I2. `out` is written before the loop waits again: by `data_received`, or by `flush`, which is planned with the first
+  thing that is put into it from elsewhere. So a turn costs one write however many calls it answers.
+* I3. `send_window` never goes below zero, nor that of a stream through what we send.
+* I4. `_pending` has the streams that wait for nothing but the connection: its window, or its client's reading.
+* I5. What waits for a client that does not read is bounded: DATA by `queued_bytes_max`, all else by `unread_bytes_max`.
+
+Why not a library: see DESIGN 4; h2's state machine costs 100 us a call, this one about 10.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, cast
+
+from mvccstore.server.transport.blocks import TABLE_SIZE_0, refusal_block
+from mvccstore.server.transport.call import Peer, Router
+from mvccstore.server.transport.deadlines import Deadlines
+from mvccstore.server.transport.frames import (
+    ACK,
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    FRAME_BYTES_MAX,
+    FRAME_HEAD_BYTES,
+    GOAWAY,
+    HEADERS,
+    PADDED,
+    PING,
+    PREFACE,
+    PRIORITY,
+    PRIORITY_FLAG,
+    PUSH_PROMISE,
+    RST_STREAM,
+    SETTINGS,
+    STREAM_ID_MAX,
+    WINDOW_BYTES,
+    WINDOW_BYTES_MAX,
+    WINDOW_UPDATE,
+    ErrorCode,
+    ProtocolError,
+    Setting,
+    StreamError,
+    frame,
+    goaway_frame,
+    rst_frame,
+    settings_frame,
+    unpack_head,
+    unpadded,
+    window_frame,
+)
+from mvccstore.server.transport.guard import Guard
+from mvccstore.server.transport.head import Head, HeadDecoder, check_trailers
+from mvccstore.server.transport.limits import TransportLimits
+from mvccstore.server.transport.settings import ClientSettings
+from mvccstore.server.transport.stream import Stream
+
+_log = logging.getLogger("mvccstore.server")
+
+_FLUSH_BYTES = 65_536
+_FLUSH_PARTS = 2_048
+"""So many pieces are written even if more input is to be carried out: some 200 answers, each of one frame at most."""
+_STREAMS_A_COST = 64
+_CONNECTION_WINDOWS = 16
+_DRAIN_SECONDS = 1.0
+_DRAIN_PING = b"drain\0\0\0"
+_KEEPALIVE_PING = b"alive\0\0\0"
+
+
+class Http2Connection(asyncio.Protocol):
+    """One client. Begins with the bytes after the preface has been recognised.
+
+    Args:
+        on_lost: Called once when the connection is gone.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        limits: TransportLimits,
+        peer: Peer,
+        loop: asyncio.AbstractEventLoop,
+        deadlines: Deadlines,
+        on_lost: Callable[[Http2Connection], None],
+    ) -> None:
+        self.limits = limits
+        self.deadlines = deadlines
+        self.peer = peer
+        self.send_window = WINDOW_BYTES
+        self.frame_bytes_max = FRAME_BYTES_MAX
+        self.owes_table_size = False
+        self.is_writable = True
+        self.has_answered = False
+        self.out: list[bytes] = []
+        self._router = router
+        self._loop = loop
+        self._on_lost = on_lost
+        self._heads = HeadDecoder(router, limits)
+        self._guard = Guard(limits, loop.time)
+        self._streams: dict[int, Stream] = {}
+        self._pending: dict[Stream, None] = {}
+        self._rest = b""
+        self._awaited = PREFACE
+        self._transport: asyncio.Transport | None = None
+        self._is_receiving = False
+        self._is_flush_planned = False
+        self._settings = ClientSettings()
+        self._window_bytes = limits.window_bytes * _CONNECTION_WINDOWS
+        self._receive_window = WINDOW_BYTES
+        self._last_id = 0
+        self._goaway_id = STREAM_ID_MAX
+        self._drain_timer: asyncio.TimerHandle | None = None
+        self._has_settings = False
+        # A header block under way: its stream, flags of HEADERS, and what has come of it.
+        self._block: tuple[int, int, bytearray] | None = None
+        self._queued = 0
+        self._held = 0
+        self._unread = 0
+        self._made_at = self.heard_at = loop.time()
+        self.pinged_at: float | None = None
+        self._closing_at: float | None = None
+
+    # The transport's calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin: say what we allow."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=4 * _FLUSH_BYTES)
+        settings = {
+            Setting.MAX_CONCURRENT_STREAMS: self.limits.streams_max,
+            Setting.INITIAL_WINDOW_SIZE: self.limits.window_bytes,
+            Setting.MAX_HEADER_LIST_SIZE: self.limits.header_bytes_max,
+        }
+        self.out += (settings_frame(settings), window_frame(0, self._window_bytes - WINDOW_BYTES))
+        self._receive_window = self._window_bytes
+        self.flush()
+
+    def data_received(self, data: bytes) -> None:
+        """Carry out every frame that is complete."""
+        self.heard_at = self._loop.time()
+        self.pinged_at = None  # whatever it says, it is there
+        self._is_receiving = True
+        try:
+            if self._awaited:
+                data = self._check_preface(data)
+            self._receive(self._rest + data if self._rest else data)
+        except ProtocolError as error:
+            self._go_away(error.code, error.reason)
+        except Exception:  # noqa: BLE001 - ends this connection, and no other
+            _log.exception("a connection from %s ended by an error of ours", self.peer.address)
+            self._go_away(ErrorCode.INTERNAL_ERROR, "internal error")
+        finally:
+            self._is_receiving = False
+            self.flush()
+
+    def pause_writing(self) -> None:
+        """The client does not read: what is sent from now on waits in its stream."""
+        self.is_writable = False
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        self.is_writable = True
+        self._unread = 0
+        self._pump()
+        self.flush()
+
+    def eof_received(self) -> None:
+        """The client has closed its side: so do we."""
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        """End every call."""
+        self._transport = None
+        if self._drain_timer is not None:
+            self._drain_timer.cancel()
+        self._cancel_all()
+        self._rest = b""
+        self.out.clear()
+        self._on_lost(self)
+
+    def _cancel_all(self) -> None:
+        streams, self._streams = list(self._streams.values()), {}
+        self._pending.clear()
+        for stream in streams:
+            stream.cancel()
+
+    # Parsing
+
+    def _check_preface(self, data: bytes) -> bytes:
+        """Return what follows the preface, of which some may have come before."""
+        count = min(len(data), len(self._awaited))
+        if data[:count] != self._awaited[:count]:
+            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "bad preface")
+        self._awaited = self._awaited[count:]
+        return data[count:]
+
+    def _receive(self, data: bytes) -> None:
+        position, end = 0, len(data)
+        while end - position >= FRAME_HEAD_BYTES:
+            high, low, kind, flags, number = unpack_head(data, position)
+            length = high << 16 | low
+            if length > FRAME_BYTES_MAX:
+                raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "frame is larger than 16,384 bytes")
+            stop = position + FRAME_HEAD_BYTES + length
+            if stop > end:
+                break
+            payload = data[position + FRAME_HEAD_BYTES : stop]
+            position = stop
+            number &= STREAM_ID_MAX
+            if self._transport is None or self._transport.is_closing():
+                return
+            try:
+                self._take(kind, flags, number, payload)
+            except StreamError as error:
+                self._reset(number, error.code)
+            if len(self.out) > _FLUSH_PARTS:
+                self.flush()
+        self._rest = data[position:]
+
+    def _take(self, kind: int, flags: int, number: int, payload: bytes) -> None:
+        if self._block is not None and kind != CONTINUATION:
+            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "a header block was interrupted")
+        if not self._has_settings:
+            if kind != SETTINGS or flags & ACK:
+                raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "the first frame is no SETTINGS")
+            self._has_settings = True
+        if kind == DATA:
+            self._take_data(flags, number, payload)
+        elif kind == HEADERS:
+            self._take_headers(flags, number, payload)
+        elif kind <= CONTINUATION:
+            _HANDLERS[kind](self, flags, number, payload)
+        # An unknown kind is passed over (RFC 9113 5.5).
+
+    def _take_data(self, flags: int, number: int, payload: bytes) -> None:
+        if number == 0:
+            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "DATA on stream 0")
+        size = len(payload)
+        self._receive_window -= size
+        if self._receive_window < 0:
+            raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "more data than the connection's window allows")
+        if self._receive_window < self._window_bytes // 2:
+            self.out.append(window_frame(0, self._window_bytes - self._receive_window))
+            self._receive_window = self._window_bytes
+        if flags & PADDED:
+            payload = unpadded(payload)
+        if not payload and not flags & END_STREAM:
+            self._guard.note_control()
+        stream = self._streams.get(number)
+        if stream is None:
+            self._check_not_idle(number)
+            return  # on its way when the stream ended: as much as the stream's window may come
+        if stream.is_half_closed:
+            raise StreamError(ErrorCode.STREAM_CLOSED, "data after the end")
+        stream.receive(payload, is_end=bool(flags & END_STREAM), frame_bytes=size)
+
+    def _check_not_idle(self, number: int) -> None:
+        if number > self._last_id or number % 2 == 0:
+            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "a frame on a stream that was never opened")
+
+    def _take_headers(self, flags: int, number: int, payload: bytes) -> None:
+        if number % 2 == 0:
+            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "HEADERS on a stream that is not a client's")
+        if flags & PADDED:
+            payload = unpadded(payload)
+        if flags & PRIORITY_FLAG:
+            if len(payload) < 5:
+                raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "HEADERS is too short for its priority")
+            payload = payload[5:]  # passed over (RFC 9113 5.3.2)
+        if flags & END_HEADERS:
+            self._take_block(flags, number, payload)
+        else:
+            self._block = (number, flags, bytearray(payload))
+            self._guard.begin_block(len(payload))
+
+    def _take_continuation(self, flags: int, number: int, payload: bytes) -> None:
+        if self._block is None or self._block[0] != number:
+            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "CONTINUATION without a header block")
+        self._guard.note_continuation(len(payload))
+        _, first_flags, block = self._block
+        block += payload
+        if flags & END_HEADERS:
+            self._block = None
+            self._take_block(first_flags, number, bytes(block))
+
+    def _take_block(self, flags: int, number: int, block: bytes) -> None:
+        if number <= self._last_id:
+            self._take_trailers(flags, number, block)
+            return
+        self._last_id = number
+        head = self._heads.decode(block)
+        if number > self._goaway_id:
+            return  # the client was told that it must go elsewhere
+        if len(self._streams) >= self.limits.streams_max:
+            raise StreamError(ErrorCode.REFUSED_STREAM, "too many calls at once")
+        is_end = bool(flags & END_STREAM)
+        if head.refusal is not None:
+            self._refuse(head, number, is_end=is_end)
+            return
+        stream = Stream(self._router, self, head, number, self.peer, self._settings.initial_window)
+        self._streams[number] = stream
+        stream.is_half_closed = is_end
+        stream.begin_call()
+        if is_end:
+            stream.receive(b"", is_end=True, frame_bytes=0)
+
+    def _take_trailers(self, flags: int, number: int, block: bytes) -> None:
+        fields = self._heads.fields(block)
+        stream = self._streams.get(number)
+        if stream is None:
+            if any(name.startswith(b":") for name, _ in fields):
+                raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "a request on a stream id that is not a new one")
+            self._guard.note_stray()
+            return
+        if stream.is_half_closed:
+            raise StreamError(ErrorCode.STREAM_CLOSED, "headers after the end")
+        if not flags & END_STREAM:
+            raise StreamError(ErrorCode.PROTOCOL_ERROR, "headers in the middle of a request")
+        check_trailers(fields)
+        stream.receive(b"", is_end=True, frame_bytes=0)
+
+    def _refuse(self, head: Head, number: int, *, is_end: bool) -> None:
+        assert head.refusal is not None
+        self.out.append(self.headers_frame(END_STREAM, number, refusal_block(head.refusal, head.http_status)))
+        self.has_answered = True
+        if not is_end:
+            self.out.append(rst_frame(number, ErrorCode.NO_ERROR))
+
+    def _take_priority(self, _flags: int, number: int, payload: bytes) -> None:
+        if number == 0:
+            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
+        self._guard.note_control()
+        if len(payload) != 5:
+            self._check_not_idle(number)  # an idle stream cannot be reset (RFC 9113 6.4)
+            raise StreamError(ErrorCode.FRAME_SIZE_ERROR, "PRIORITY has not 5 bytes")
+
+    def _take_rst(self, _flags: int, number: int, payload: bytes) -> None:
+        if number == 0:
+            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "RST_STREAM on stream 0")
+        if len(payload) != 4:
+            raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "RST_STREAM has not 4 bytes")
+        self._check_not_idle(number)
+        if number in self._streams:
+            self._end_stream(number)
+            self._guard.note_reset()
+        else:
+            self._guard.note_control()
+
+    def _take_settings(self, flags: int, number: int, payload: bytes) -> None:
+        if number != 0:
+            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "SETTINGS on a stream")
+        if flags & ACK:
+            if payload:
+                raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "an acknowledgement with settings")
+            return
+        self._guard.note_control()
+        settings = self._settings
+        before, had_small_table = settings.initial_window, settings.has_small_table
+        settings.take(payload)
+        # No larger than need be: the frames of many streams take turns.
+        self.frame_bytes_max = min(settings.frame_bytes_max, _FLUSH_BYTES)
+        if settings.has_small_table and not had_small_table:
+            # Our table is always empty, but the client must hear that it is small (RFC 7541 4.2): once, if it hears 0.
+            self.owes_table_size = True
+        self.out.append(frame(SETTINGS, ACK, 0))
+        if settings.initial_window != before:
+            self._widen_all(settings.initial_window - before)
+
+    def _widen_all(self, change: int) -> None:
+        # Once for each frame, and at its price: some thousand changes for some thousand streams are long work.
+        self._guard.note_control(len(self._streams) // _STREAMS_A_COST)
+        for stream in self._streams.values():
+            try:
+                stream.widen(change)
+            except StreamError as error:
+                raise ProtocolError(error.code, error.reason) from None
+            self._consider(stream)
+        self._pump()
+
+    def _take_push(self, _flags: int, _number: int, _payload: bytes) -> None:
+        raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE from a client")
+
+    def _take_ping(self, flags: int, number: int, payload: bytes) -> None:
+        if number != 0:
+            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "PING on a stream")
+        if len(payload) != 8:
+            raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "PING has not 8 bytes")
+        if flags & ACK:
+            if payload == _DRAIN_PING and self._drain_timer is not None:
+                self._finish_draining()
+            return
+        self.out.append(frame(PING, ACK, 0, payload))
+        self._guard.note_ping(has_streams=bool(self._streams), has_answered=self.has_answered)
+        self.has_answered = False
+
+    def _take_goaway(self, _flags: int, number: int, payload: bytes) -> None:
+        if number != 0:
+            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "GOAWAY on a stream")
+        if len(payload) < 8:
+            raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "GOAWAY is too short")
+
+    def _take_window_update(self, _flags: int, number: int, payload: bytes) -> None:
+        if len(payload) != 4:
+            raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "WINDOW_UPDATE has not 4 bytes")
+        increment = int.from_bytes(payload) & WINDOW_BYTES_MAX
+        if number == 0:
+            if increment == 0:
+                raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE by 0")
+            self.send_window += increment
+            if self.send_window > WINDOW_BYTES_MAX:
+                raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "window is too large")
+        else:
+            stream = self._streams.get(number)
+            if stream is None:
+                self._check_not_idle(number)
+                return
+            if increment == 0:
+                raise StreamError(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE by 0")
+            stream.widen(increment)
+            self._consider(stream)
+        self._pump()
+
+    # Ending
+
+    def _reset(self, number: int, code: ErrorCode) -> None:
+        """End a stream by our side."""
+        self.out.append(rst_frame(number, code))
+        self._end_stream(number)
+        self._guard.note_reset()
+
+    def _end_stream(self, number: int) -> None:
+        """Drop a stream that was reset, if there is one."""
+        stream = self._streams.pop(number, None)
+        if stream is not None:
+            self._pending.pop(stream, None)
+            stream.cancel()
+            self._close_if_drained()
+
+    def _go_away(self, code: ErrorCode, reason: str) -> None:
+        """End the connection by our side."""
+        if self._transport is not None and not self._transport.is_closing():
+            self.out.append(goaway_frame(self._last_id, code, reason))
+            self.flush()
+            self._transport.close()
+            self._cancel_all()
+
+    def drain(self) -> None:
+        """Let the calls under way end, take no new ones, then close."""
+        if self._drain_timer is not None or self._transport is None:
+            return
+        # Two steps, so that what is on its way when the first arrives is still served (RFC 9113 6.8).
+        self.out += (goaway_frame(STREAM_ID_MAX, ErrorCode.NO_ERROR, ""), frame(PING, 0, 0, _DRAIN_PING))
+        self.flush_soon()
+        self._drain_timer = self._loop.call_later(_DRAIN_SECONDS, self._finish_draining)
+
+    def _finish_draining(self) -> None:
+        if self._goaway_id == STREAM_ID_MAX and self._transport is not None:
+            self._goaway_id = self._last_id
+            self.out.append(goaway_frame(self._last_id, ErrorCode.NO_ERROR, ""))
+            self.flush_soon()
+            self._close_if_drained()
+
+    def _close_if_drained(self) -> None:
+        if self._goaway_id != STREAM_ID_MAX and not self._streams and self._transport is not None:
+            self.flush()
+            self._transport.close()
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def look_after(self, now: float) -> None:
+        """Ping a client that was silent for long, and give up one that does not answer, or read to the end."""
+        if self._transport is None:
+            return
+        timeout = self.limits.keepalive_timeout_seconds
+        if self._transport.is_closing():
+            if self._closing_at is None:
+                self._closing_at = now
+            elif now - self._closing_at > timeout:
+                self.abort()
+            return
+        if (self.pinged_at is not None and now - self.pinged_at > timeout) or (
+            not self._has_settings and now - self._made_at > self.limits.handshake_seconds
+        ):
+            self.abort()
+        elif self.pinged_at is None and now - self.heard_at > self.limits.keepalive_seconds:
+            self.pinged_at = now
+            self.out.append(frame(PING, 0, 0, _KEEPALIVE_PING))
+            self.flush_soon()
+
+    # What the streams need; see `Wire`
+
+    def later(self, callback: Callable[[], Any]) -> None:
+        """Have something called in the next turn of the loop."""
+        self._loop.call_soon(callback)
+
+    def flush_soon(self) -> None:
+        """Have `out` written at the end of this turn of the loop."""
+        if not self._is_receiving and not self._is_flush_planned:
+            self._is_flush_planned = True
+            self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Write what is to be written."""
+        self._is_flush_planned = False
+        transport = self._transport
+        if self.out and transport is not None and not transport.is_closing():
+            data = b"".join(self.out)
+            if not self.is_writable:
+                self._unread += len(data)
+            if self._unread > self.limits.unread_bytes_max:
+                self._give_up()
+            else:
+                transport.write(data)
+        self.out.clear()
+
+    def _give_up(self) -> None:
+        _log.warning("%s takes nothing of what it asks for: closed", self.peer.address)
+        self.abort()
+
+    def headers_frame(self, flags: int, number: int, block: bytes) -> bytes:
+        """Pack a HEADERS frame, with what HPACK owes to the client before it."""
+        if self.owes_table_size:
+            self.owes_table_size = False
+            block = TABLE_SIZE_0 + block
+        return frame(HEADERS, END_HEADERS | flags, number, block)
+
+    def queue(self, stream: Stream, count: int) -> None:
+        """Count bytes that wait in a stream."""
+        self._queued += count
+        if self._queued > self.limits.queued_bytes_max:
+            self._give_up()
+            return
+        self._consider(stream)
+        self._pump()
+
+    def unqueue(self, count: int) -> None:
+        """Count bytes that wait no more."""
+        self._queued -= count
+
+    def hold_bytes(self, count: int) -> None:
+        """Count bytes of requests that are not complete."""
+        if count > 0 and self._held + count > self.limits.received_bytes_max:
+            raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "too many requests that are not complete")
+        self._held += count
+
+    def forget(self, stream: Stream) -> None:
+        """A stream has sent its last frame."""
+        number = stream.number
+        if self._streams.pop(number, None) is not None:
+            self._pending.pop(stream, None)
+            if not stream.is_half_closed:
+                # It need not send the rest (RFC 9113 8.1).
+                self.out.append(rst_frame(number, ErrorCode.NO_ERROR))
+            if self._drain_timer is not None:
+                self._close_if_drained()
+
+    def _consider(self, stream: Stream) -> None:
+        if stream.can_pump:
+            self._pending[stream] = None
+        else:
+            self._pending.pop(stream, None)
+
+    def _pump(self) -> None:
+        """Send what waits and may be sent, a frame of each stream in turn."""
+        # Nothing of a service runs in here: what is told to go on is so in the next turn.
+        written = 0
+        while self._pending and self.is_writable and self.send_window > 0:
+            stream = next(iter(self._pending))
+            del self._pending[stream]
+            written += stream.pump()
+            self._consider(stream)
+            if written >= _FLUSH_BYTES:
+                written = 0
+                self.flush()  # may pause
+        self.flush_soon()
+
+
+_HANDLERS: dict[int, Callable[[Http2Connection, int, int, bytes], None]] = {
+    PRIORITY: Http2Connection._take_priority,
+    RST_STREAM: Http2Connection._take_rst,
+    SETTINGS: Http2Connection._take_settings,
+    PUSH_PROMISE: Http2Connection._take_push,
+    PING: Http2Connection._take_ping,
+    GOAWAY: Http2Connection._take_goaway,
+    WINDOW_UPDATE: Http2Connection._take_window_update,
+    CONTINUATION: Http2Connection._take_continuation,
+}

@@ -1,0 +1,75 @@
+"""What one connection may ask of the server. Each limit has a name, a default, and a test that goes beyond it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mvccstore.server.transport.frames import WINDOW_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class TransportLimits:
+    """Bounds that hold for each connection. A peer that goes beyond one loses its call, or its connection."""
+
+    message_bytes_max: int = 1_572_864 + 512 * 1024
+    """The largest request; etcd's is its `--max-request-bytes` and 512 KiB."""
+    header_bytes_max: int = 256 * 1024
+    """The largest header block, as sent and as decoded."""
+    continuations_max: int = 64
+    """The most CONTINUATION frames of one header block."""
+    streams_max: int = 2**31 - 1
+    """The most calls at once: etcd's `--max-concurrent-streams`."""
+    received_bytes_max: int = 64 << 20
+    """The most bytes of requests that are not complete yet."""
+    queued_bytes_max: int = 256 << 20
+    """The most bytes of answers that wait for the client."""
+    unread_bytes_max: int = 16 << 20
+    """The most bytes of frames that no window holds back (statuses, acknowledgements) while the client does not read."""
+    window_bytes: int = 1 << 20
+    """The window of each stream for what the client sends, 65,535 at least; the connection's is 16 times as large."""
+    flood_seconds: float = 10.0
+    """The time within which the next two are counted."""
+    resets_max: int = 4_000
+    """The most calls under way that a client may take back within `flood_seconds`, or break by what it sends."""
+    control_frames_max: int = 10_000
+    """The most PING, SETTINGS, PRIORITY, empty and late frames within `flood_seconds`."""
+    ping_seconds_min: float = 5.0
+    """Clients may ping this often while they have a call: etcd's `--grpc-keepalive-min-time`."""
+    idle_ping_seconds_min: float = 7200.0
+    """Clients may ping this often while they have none."""
+    ping_strikes_max: int = 2
+    """How many pings may come too early."""
+    keepalive_seconds: float = 7200.0
+    """A client that was silent for so long is pinged: etcd's `--grpc-keepalive-interval`."""
+    keepalive_timeout_seconds: float = 20.0
+    """A client that does not answer a ping for so long is gone: etcd's `--grpc-keepalive-timeout`."""
+    handshake_seconds: float = 120.0
+    """How long a client may take to begin: to send its preface, or its first request."""
+    http_head_bytes_max: int = 64 * 1024
+    """The largest head of an HTTP/1.1 request."""
+    http_pipelined_bytes_max: int = 256 * 1024
+    """What may wait behind an HTTP/1.1 request that is not answered yet, or be left over of its body."""
+    http_turn_requests: int = 16
+    """How many pipelined requests are carried out before other connections have their turn."""
+    http_idle_seconds: float = 300.0
+    """How long an HTTP/1.1 connection is kept between requests."""
+    http_head_seconds: float = 30.0
+    """How long the head of a request may take, from its first byte to its last."""
+    http_body_seconds: float = 300.0
+    """How long the body of a request may take that is no stream."""
+    http_stall_seconds: float = 300.0
+    """How long a client may leave an answer unread that is no stream."""
+    http_linger_seconds: float = 2.0
+    """How long a connection stays half open: after a refusal, for the client to read it; and when the client has
+    ended its half, for it to be answered. It may be gone altogether: that looks the same from here."""
+
+    def __post_init__(self) -> None:
+        # A client may fill the window that all begin with before it learns of ours (RFC 9113 6.9.3).
+        if self.window_bytes < WINDOW_BYTES:
+            msg = f"window_bytes is {self.window_bytes}, less than {WINDOW_BYTES}"
+            raise ValueError(msg)
+
+    @property
+    def http_body_bytes_max(self) -> int:
+        """The largest body of a request that is no stream: twice the message, as base64 and names add to it."""
+        return 2 * self.message_bytes_max

@@ -1,0 +1,205 @@
+"""The listening side: one port for gRPC over HTTP/2 and for HTTP/1.1, told apart by their first bytes.
+
+What it owns: the sockets that listen, and the connections they have accepted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Protocol, cast
+
+from mvccstore.server.transport.call import Peer, Router
+from mvccstore.server.transport.deadlines import Deadlines
+from mvccstore.server.transport.frames import PREFACE
+from mvccstore.server.transport.http2 import Http2Connection
+from mvccstore.server.transport.limits import TransportLimits
+
+_LOOK_SECONDS = 1.0
+
+
+class Connection(Protocol):
+    """What a port does with a connection, of whichever protocol."""
+
+    def drain(self) -> None:
+        """Let what is under way end, take nothing new, then close."""
+        ...
+
+    def abort(self) -> None:
+        """Close at once."""
+        ...
+
+    def look_after(self, now: float) -> None:
+        """Do what is due by the loop's time `now`."""
+        ...
+
+
+HttpFactory = Callable[[Peer, Callable[[Connection], None]], asyncio.Protocol]
+"""Makes the protocol of an HTTP/1.1 connection; it calls its second argument with itself when it is lost."""
+
+
+class Port:
+    """Listens, and keeps the connections.
+
+    Args:
+        router: The methods that calls are for.
+        http: Makes what serves HTTP/1.1; None to serve only gRPC.
+        is_grpc: False serves only HTTP/1.1 (etcd's `--listen-client-http-urls`).
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        limits: TransportLimits,
+        http: HttpFactory | None = None,
+        *,
+        is_grpc: bool = True,
+    ) -> None:
+        self._router = router
+        self._limits = limits
+        self._http = http
+        self._is_grpc = is_grpc
+        self._loop = asyncio.get_running_loop()
+        self._deadlines = Deadlines(self._loop)
+        self._servers: list[asyncio.AbstractServer] = []
+        self._connections: set[Connection] = set()
+        self._gone = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = self._loop.call_later(_LOOK_SECONDS, self._look_after)
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    async def listen(self, host: str, port: int) -> int:
+        """Listen on a TCP address; return the port, which is chosen if 0 was given."""
+        server = await self._loop.create_server(lambda: _Greeter(self), host, port, backlog=4096)
+        self._servers.append(server)
+        return cast("int", server.sockets[0].getsockname()[1])
+
+    async def listen_unix(self, path: str) -> None:
+        """Listen on a unix socket."""
+        self._servers.append(await self._loop.create_unix_server(lambda: _Greeter(self), path, backlog=4096))
+
+    def begin(self, transport: asyncio.Transport, first: bytes, peer: Peer) -> None:
+        """Choose the protocol of a connection by its first bytes."""
+        protocol: asyncio.Protocol
+        if PREFACE.startswith(first[: len(PREFACE)]):
+            if not self._is_grpc:
+                transport.abort()
+                return
+            protocol = Http2Connection(
+                self._router, self._limits, peer, self._loop, self._deadlines, self._connections_discard
+            )
+        elif self._http is not None:
+            protocol = self._http(peer, self._connections_discard)
+        else:
+            transport.abort()
+            return
+        self._connections.add(cast("Connection", protocol))
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        protocol.data_received(first)
+
+    def _connections_discard(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        if not self._connections:
+            self._gone.set()
+
+    def _look_after(self) -> None:
+        self._timer = self._loop.call_later(_LOOK_SECONDS, self._look_after)
+        now = self._loop.time()
+        for connection in list(self._connections):
+            connection.look_after(now)
+
+    @property
+    def handshake_seconds(self) -> float:
+        """How long a connection may say nothing at first."""
+        return self._limits.handshake_seconds
+
+    def greet(self, greeter: Connection) -> None:
+        """Keep a connection that has not said anything; not if it was accepted at the last moment."""
+        self._connections.add(greeter)
+        if self._timer is None:
+            greeter.abort()
+
+    def part(self, greeter: Connection) -> None:
+        """Forget it."""
+        self._connections_discard(greeter)
+
+    def stop_listening(self) -> None:
+        """Accept no more connections."""
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+
+    async def close(self, grace_seconds: float = 0.0) -> None:
+        """Stop listening, let calls end for so long, and close every connection."""
+        self.stop_listening()
+        for connection in list(self._connections):
+            connection.drain()
+        if self._connections and grace_seconds > 0:
+            self._gone.clear()
+            try:
+                async with asyncio.timeout(grace_seconds):
+                    await self._gone.wait()
+            except TimeoutError:
+                pass
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for connection in list(self._connections):
+            connection.abort()
+        while self._connections:
+            self._gone.clear()
+            await self._gone.wait()
+        self._deadlines.close()
+
+
+class _Greeter(asyncio.Protocol):
+    """A connection whose protocol is not known yet."""
+
+    def __init__(self, port: Port) -> None:
+        self._port = port
+        self._first = b""
+        self._transport: asyncio.Transport | None = None
+        self._since = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._since = asyncio.get_running_loop().time()
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._port.greet(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._first += data
+        assert self._transport is not None
+        if len(self._first) < 4 and PREFACE.startswith(self._first):
+            return  # PRI or POST
+        self._port.part(self)
+        self._port.begin(self._transport, self._first, Peer(_address(self._transport)))
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        self._port.part(self)
+
+    def drain(self) -> None:
+        """Nothing is under way."""
+        self.abort()
+
+    def abort(self) -> None:
+        """Close at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def look_after(self, now: float) -> None:
+        """Give up one that says nothing."""
+        if now - self._since > self._port.handshake_seconds:
+            self.abort()
+
+
+def _address(transport: asyncio.BaseTransport) -> str:
+    name = transport.get_extra_info("peername")
+    if isinstance(name, tuple):
+        return f"[{name[0]}]:{name[1]}" if ":" in str(name[0]) else f"{name[0]}:{name[1]}"
+    return str(name or "unix")

@@ -1,0 +1,505 @@
+"""One call over HTTP/2: messages out of DATA frames, and answers into them.
+
+What it owns: what has come of a message that is not complete, what waits to be sent, and the stream's two windows.
+
+Invariants:
+
+* I1. Bytes go out in the order in which they were sent, at most as many as both windows allow.
+* I2. `_queue` is empty unless a window or the client's reading holds it up; so an answer to a client that keeps up is
+  written in one piece, with its head and its trailers: the short way of `reply`.
+* I3. A stream is known to its connection until its last frame is written, or it was reset. After that it puts
+  nothing into `out`.
+* I4. The connection's counts are the sums of what its streams have in `_queue` and in `_incoming`.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from typing import Any, Protocol
+
+from mvccstore.server.transport.blocks import GRPC_HEAD, OK_STATUS, literal, refusal_block, status_block
+from mvccstore.server.transport.call import WRITABLE_BYTES, Call, Peer, Receiver, Router
+from mvccstore.server.transport.deadlines import Deadlines, Timed
+from mvccstore.server.transport.frames import (
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    HEADERS,
+    WINDOW_BYTES_MAX,
+    ErrorCode,
+    StreamError,
+    window_frame,
+)
+from mvccstore.server.transport.head import Head
+from mvccstore.server.transport.limits import TransportLimits
+from mvccstore.server.transport.status import Code, RpcError
+
+_PREFIX_BYTES = 5
+_JOINED_BYTES_MAX = 65_536
+_DEFLATED_BYTES_MAX = 1 << 20
+"""Larger answers are sent as they are, also to who takes gzip: the loop's thread has others to serve."""
+
+
+def _after_length(kind: int, flags: int, block: bytes) -> tuple[bytes, bytes]:
+    """Return what stands before and after the stream id in a frame."""
+    return len(block).to_bytes(3) + bytes((kind, flags)), block
+
+
+_HEAD = _after_length(HEADERS, END_HEADERS, GRPC_HEAD)
+_GZIP_HEAD = _after_length(HEADERS, END_HEADERS, GRPC_HEAD + literal(b"grpc-encoding", b"gzip"))
+_OK_TRAILERS = _after_length(HEADERS, END_HEADERS | END_STREAM, OK_STATUS)
+_HEAD_BEFORE, _HEAD_BLOCK = _HEAD
+_OK_BEFORE, _OK_BLOCK = _OK_TRAILERS
+_DATA_FLAGS = bytes((DATA, 0))
+
+
+class Wire(Protocol):
+    """What a stream needs of its connection."""
+
+    limits: TransportLimits
+    deadlines: Deadlines
+    send_window: int
+    frame_bytes_max: int
+    owes_table_size: bool
+    is_writable: bool
+    has_answered: bool
+    out: list[bytes]
+
+    def flush_soon(self) -> None:
+        """Have `out` written at the end of this turn of the loop."""
+        ...
+
+    def queue(self, stream: Stream, count: int) -> None:
+        """Note that so many bytes of a stream wait, and have it pumped when that is possible."""
+        ...
+
+    def unqueue(self, count: int) -> None:
+        """Note that so many bytes wait no more."""
+        ...
+
+    def forget(self, stream: Stream) -> None:
+        """Note that a stream has sent its last frame."""
+        ...
+
+    def later(self, callback: Any) -> None:
+        """Have something called in the next turn of the loop."""
+        ...
+
+    def headers_frame(self, flags: int, number: int, block: bytes) -> bytes:
+        """Pack a HEADERS frame, with what HPACK owes to the client before it."""
+        ...
+
+    def hold_bytes(self, count: int) -> None:
+        """Count bytes of requests that are not complete, or, negative, are now."""
+        ...
+
+
+class Stream(Call):
+    """One call over HTTP/2."""
+
+    __slots__ = (
+        "_id",
+        "_incoming",
+        "_queue",
+        "_queued",
+        "_receive_window",
+        "_receiver",
+        "_request",
+        "_trailers",
+        "_was_unwritable",
+        "_wire",
+        "bucket",
+        "has_head",
+        "head",
+        "is_half_closed",
+        "send_window",
+    )
+
+    def __init__(self, router: Router, wire: Wire, head: Head, number: int, peer: Peer, send_window: int) -> None:
+        assert head.method is not None
+        super().__init__(router, head.method, head.metadata, peer)
+        self._wire = wire
+        self._id = number.to_bytes(4)
+        self.head = head
+        self.send_window = send_window
+        self._receive_window = wire.limits.window_bytes
+        self.is_half_closed = False
+        """The client has ended its half."""
+        self.has_head = False
+        self._incoming: bytearray | None = None
+        self._request: bytes | None = None
+        self._receiver: Receiver | None = None
+        self._queue: deque[bytes] | None = None
+        self._queued = 0
+        self._trailers: bytes | None = None
+        self._was_unwritable = False
+        self.bucket: set[Timed] | None = None
+
+    @property
+    def number(self) -> int:
+        """The stream's id."""
+        return int.from_bytes(self._id)
+
+    # Receiving
+
+    def begin_call(self) -> None:
+        """Start what a call starts with: its deadline, and the receiver of a stream."""
+        timeout = self.head.timeout
+        if timeout is not None:
+            if timeout <= 0:
+                self.expire()
+                return
+            if self.method.stream_handler is not None:
+                self._wire.deadlines.add(self, timeout)
+        if self.method.stream_handler is not None:
+            self._receiver = self.open()
+
+    def receive(self, payload: bytes, *, is_end: bool, frame_bytes: int) -> None:
+        """Take the payload of a DATA frame; `frame_bytes` counts its padding too."""
+        self._receive_window -= frame_bytes
+        if self._receive_window < 0:
+            raise StreamError(ErrorCode.FLOW_CONTROL_ERROR, "more data than the window allows")
+        if is_end:
+            self.is_half_closed = True
+        if self.is_done:
+            return
+        try:
+            if self._incoming is None and len(payload) >= _PREFIX_BYTES:
+                length = int.from_bytes(payload[1:_PREFIX_BYTES])
+                if length == len(payload) - _PREFIX_BYTES and length <= self._wire.limits.message_bytes_max:
+                    self._take(payload[0], payload[_PREFIX_BYTES:])  # the common case: one whole message
+                    payload = b""
+            if payload:
+                self._assemble(payload)
+            if is_end:
+                self._end()
+            elif self._receive_window < self._wire.limits.window_bytes // 2 and not self.is_done:
+                self._grant()
+        except RpcError as error:
+            self._break_off(error)
+
+    def _assemble(self, payload: bytes) -> None:
+        self._wire.hold_bytes(len(payload))
+        if self._incoming is None:
+            self._incoming = bytearray()
+        incoming = self._incoming
+        incoming += payload
+        position = 0
+        limit = self._wire.limits.message_bytes_max
+        try:
+            while len(incoming) - position >= _PREFIX_BYTES and not self.is_done:
+                length = int.from_bytes(incoming[position + 1 : position + _PREFIX_BYTES])
+                if length > limit:
+                    message = f"grpc: received message larger than max ({length} vs. {limit})"
+                    raise RpcError(Code.RESOURCE_EXHAUSTED, message)
+                stop = position + _PREFIX_BYTES + length
+                if stop > len(incoming):
+                    break
+                flag, message_bytes = incoming[position], bytes(incoming[position + _PREFIX_BYTES : stop])
+                position = stop
+                self._take(flag, message_bytes)
+        finally:
+            if self._incoming is incoming:  # else the call has ended, and let go of all of it
+                self._wire.hold_bytes(-position)
+                del incoming[:position]
+                if not incoming:
+                    self._incoming = None
+
+    def _take(self, flag: int, message: bytes) -> None:
+        if flag:
+            message = self._inflate(flag, message)
+        if self.method.handler is not None:
+            if self._request is not None:
+                raise RpcError(Code.INTERNAL, "Too many messages for a unary call")
+            self._request = message
+        elif self._receiver is not None:
+            request = self._decode(message)
+            try:
+                self._receiver.message(request)
+            except Exception as error:  # noqa: BLE001 - ends the call
+                self._break_off(error)
+
+    def _decode(self, message: bytes) -> Any:
+        try:
+            return self.method.decode(message)
+        except Exception as error:
+            raise RpcError(Code.INTERNAL, f"grpc: error unmarshalling request: {error}") from error
+
+    def _inflate(self, flag: int, message: bytes) -> bytes:
+        if flag != 1:
+            raise RpcError(Code.INTERNAL, f"grpc: received unexpected payload format {flag}")
+        if not self.head.is_gzip:
+            raise RpcError(Code.INTERNAL, "grpc: compressed flag set with identity or empty encoding")
+        limit = self._wire.limits.message_bytes_max
+        plain = b""
+        while True:
+            inflater = zlib.decompressobj(wbits=31)
+            try:
+                plain += inflater.decompress(message, limit + 1 - len(plain))
+            except zlib.error as error:
+                raise RpcError(Code.INTERNAL, f"grpc: failed to read decompressed data: {error}") from None
+            if len(plain) > limit:
+                text = f"grpc: received message after decompression larger than max {limit}"
+                raise RpcError(Code.RESOURCE_EXHAUSTED, text)
+            if not inflater.eof:
+                raise RpcError(Code.INTERNAL, "grpc: failed to read decompressed data: unexpected EOF")
+            message = inflater.unused_data
+            if not message:
+                return plain
+            # What follows is another member (RFC 1952 2.2); one that is empty would cost as much as it pleases.
+            if not plain:
+                raise RpcError(Code.INTERNAL, "grpc: failed to read decompressed data: an empty member")
+
+    def _end(self) -> None:
+        if self._incoming:
+            raise RpcError(Code.INTERNAL, "unexpected EOF")
+        if self.method.handler is None:
+            if self._receiver is not None and not self.is_done:
+                try:
+                    self._receiver.end()
+                except Exception as error:  # noqa: BLE001 - ends the call
+                    self._break_off(error)
+            return
+        if self._request is None:
+            raise RpcError(Code.UNKNOWN, "EOF")
+        request, self._request = self._decode(self._request), None
+        self.serve(request)
+        if not self.is_done and self.head.timeout is not None:
+            self._wire.deadlines.add(self, self.head.timeout)
+
+    def _grant(self) -> None:
+        """Let the client send more, unless it does not take what it is answered."""
+        if self.is_writable:
+            limit = self._wire.limits.window_bytes
+            self._wire.out.append(window_frame(self.number, limit - self._receive_window))
+            self._wire.flush_soon()
+            self._receive_window = limit
+
+    # Ending without the service's doing
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+        if not self.is_done:
+            self._drop_queue()  # its client does not want it any more
+            self._break_off(RpcError(Code.DEADLINE_EXCEEDED, "context deadline exceeded"))
+
+    def _break_off(self, error: Exception) -> None:
+        """End the call by its deadline, by what its requests are, or by what its receiver has raised."""
+        cancel = self.on_cancel
+        self.fail_with(error)
+        self._tell(cancel)
+
+    def cancel(self) -> None:
+        """The client has reset the stream, or is gone: nothing more can be sent."""
+        was_done, cancel = self.is_done, self.on_cancel
+        self.is_done = True
+        self._release()
+        self._drop_queue()
+        self._trailers = None
+        if not was_done:
+            self._tell(cancel)
+
+    def _drop_queue(self) -> None:
+        if self._queued:
+            self._wire.unqueue(self._queued)
+            self._queued = 0
+        self._queue = None
+
+    def _release(self) -> None:
+        """Let go of what only a call under way needs."""
+        self.on_cancel = self.on_writable = None
+        self._receiver = None
+        self._request = None
+        if self._waiter is not None:
+            self._wake_waiter()
+        if self.bucket is not None:
+            self._wire.deadlines.remove(self)
+        if self._incoming:
+            self._wire.hold_bytes(-len(self._incoming))
+            self._incoming = None
+
+    # Sending
+
+    @property
+    def queued_bytes(self) -> int:
+        """How much waits for a window, or for the client to read."""
+        return self._queued
+
+    def reply(self, message: bytes) -> None:
+        """Send the only answer and end the call."""
+        if self.is_done:
+            return
+        wire = self._wire
+        size = len(message) + _PREFIX_BYTES
+        if (
+            wire.is_writable
+            and size <= wire.send_window
+            and size <= self.send_window
+            and size <= wire.frame_bytes_max
+            and not self._queued
+            and not self.has_head
+            and not self.head.is_gzip
+            and not wire.owes_table_size
+        ):
+            wire.send_window -= size
+            number = self._id
+            wire.out += (
+                _HEAD_BEFORE,
+                number,
+                _HEAD_BLOCK,
+                size.to_bytes(3),
+                _DATA_FLAGS,
+                number,
+                b"\0",
+                (size - _PREFIX_BYTES).to_bytes(4),
+                message,
+                _OK_BEFORE,
+                number,
+                _OK_BLOCK,
+            )
+            self.is_done = True
+            wire.has_answered = True
+            self._release()
+            wire.forget(self)
+            wire.flush_soon()
+            return
+        self.send(message)
+        self.finish()
+
+    def send(self, message: bytes) -> None:
+        """Send one of several answers."""
+        if self.is_done:
+            return
+        flag = b"\0"
+        if self.head.is_gzip and len(message) <= _DEFLATED_BYTES_MAX:
+            deflater = zlib.compressobj(1, wbits=31)
+            message = deflater.compress(message) + deflater.flush()
+            flag = b"\1"
+        self._send_head()
+        if len(message) <= _JOINED_BYTES_MAX:
+            self._write(flag + len(message).to_bytes(4) + message)
+        else:
+            self._write(flag + len(message).to_bytes(4))
+            self._write(message)
+
+    def begin(self, length: int) -> None:
+        """Begin an answer whose parts follow. It is sent as it is, whatever compression was asked for."""
+        if not self.is_done:
+            self._send_head()
+            self._write(b"\0" + length.to_bytes(4))
+
+    def send_part(self, part: bytes) -> None:
+        """Send the next bytes of the answer that was begun."""
+        if not self.is_done:
+            self._write(part)
+
+    def finish(self) -> None:
+        """End the call with OK."""
+        if not self.is_done:
+            self._send_head()
+            self._finish(OK_STATUS)
+
+    def fail(self, error: RpcError) -> None:
+        """End the call with an error."""
+        if self.is_done:
+            return
+        if self.has_head:
+            self._finish(status_block(error.code, error.message))
+        else:
+            self.has_head = True
+            self._finish(refusal_block(error))
+
+    def _send_head(self) -> None:
+        if not self.has_head:
+            self.has_head = True
+            before, block = _GZIP_HEAD if self.head.is_gzip else _HEAD
+            if self._wire.owes_table_size:
+                self._wire.out.append(self._wire.headers_frame(0, self.number, block))
+            else:
+                self._wire.out += (before, self._id, block)
+            self._wire.has_answered = True
+            self._wire.flush_soon()
+
+    def _write(self, part: bytes) -> None:
+        wire = self._wire
+        wire.has_answered = True
+        size = len(part)
+        if not size:
+            return
+        if (
+            wire.is_writable
+            and not self._queued
+            and size <= wire.send_window
+            and size <= self.send_window
+            and size <= wire.frame_bytes_max
+        ):
+            wire.send_window -= size
+            self.send_window -= size
+            wire.out += (size.to_bytes(3), _DATA_FLAGS, self._id, part)
+            wire.flush_soon()
+        else:
+            if self._queue is None:
+                self._queue = deque()
+            self._queue.append(part)
+            self._queued += size
+            if self._queued > WRITABLE_BYTES:
+                self._was_unwritable = True
+            wire.queue(self, size)
+
+    def _finish(self, trailers: bytes) -> None:
+        self.is_done = True
+        self._wire.has_answered = True
+        self._release()
+        if self._queued:
+            self._trailers = trailers
+        else:
+            self._send_trailers(trailers)
+
+    def _send_trailers(self, block: bytes) -> None:
+        self._trailers = None
+        self._wire.out.append(self._wire.headers_frame(END_STREAM, self.number, block))
+        self._wire.forget(self)
+        self._wire.flush_soon()
+
+    def widen(self, increment: int) -> None:
+        """Let more be sent; also less, if the client has changed its settings."""
+        self.send_window += increment
+        if self.send_window > WINDOW_BYTES_MAX:
+            raise StreamError(ErrorCode.FLOW_CONTROL_ERROR, "window is too large")
+
+    @property
+    def can_pump(self) -> bool:
+        """Whether something waits that the stream's own window allows."""
+        return self._queued > 0 and self.send_window > 0
+
+    def pump(self) -> int:
+        """Send one frame of what waits; return its size. For the connection, with room in its window."""
+        wire, queue = self._wire, self._queue
+        assert queue
+        part = queue[0]
+        size = min(len(part), self.send_window, wire.send_window, wire.frame_bytes_max)
+        assert size > 0
+        if size == len(part):
+            queue.popleft()
+        else:
+            # A view: what is left of a large part is not copied with each frame.
+            queue[0] = memoryview(part)[size:]  # type: ignore[assignment]
+            part = bytes(part[:size])
+        wire.send_window -= size
+        self.send_window -= size
+        self._queued -= size
+        wire.unqueue(size)
+        wire.out += (size.to_bytes(3), _DATA_FLAGS, self._id, part)
+        if not self._queued and self._trailers is not None:
+            self._send_trailers(self._trailers)
+        elif self._was_unwritable and self._queued <= WRITABLE_BYTES:
+            self._was_unwritable = False
+            if self._receive_window < wire.limits.window_bytes // 2 and not self.is_done:
+                self._grant()
+            if self.on_writable is not None:
+                wire.later(self._wake)
+        return size
+
+    def _wake(self) -> None:
+        self._tell(self.on_writable)  # None, if the call has ended since

@@ -1,0 +1,201 @@
+"""etcd's command line, as far as it is read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mvccstore.options import Durability
+from mvccstore.server.autocompaction import ByRevision, Periodic
+from mvccstore.server.flags import FLAGS, FlagError, parse, parse_duration, usage
+from mvccstore.server.process import plan
+
+
+def test_defaults_are_etcds() -> None:
+    chosen = plan(parse([], {}))
+    assert chosen.data_dir == "default.etcd"
+    assert [(each.host, each.port, each.protocols) for each in chosen.listeners] == [("localhost", 2379, "both")]
+    assert chosen.durability is Durability.FSYNC
+    assert chosen.options.quota_bytes == 2 << 30
+    assert chosen.options.auto_compaction is None
+    assert chosen.options.requests.lease_ttl_min == 2
+    assert chosen.options.identity.member_id == 0x8E9E05C52164694D
+    assert chosen.options.identity.cluster_id == 0xCDF818194E3A8C32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "value"),
+    [
+        (["--name", "m"], "name", "m"),
+        (["-name=m"], "name", "m"),
+        (["--name="], "name", ""),
+        (["--memory"], "memory", True),
+        (["--memory=false"], "memory", False),
+        (["--max-txn-ops", "0x10"], "max-txn-ops", 16),
+        (["--grpc-keepalive-min-time", "1m30s"], "grpc-keepalive-min-time", 90.0),
+        (["--experimental-watch-progress-notify-interval=5s"], "watch-progress-notify-interval", 5.0),
+        (["--name", "a", "--name", "b"], "name", "b"),
+    ],
+)
+def test_flags_are_read_as_go_reads_them(arguments: list[str], name: str, value: object) -> None:
+    assert parse(arguments, {})[name] == value
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--nope"], "flag provided but not defined: -nope"),
+        (["--name"], "flag needs an argument: -name"),
+        (["serve"], "'serve' is not a valid flag"),
+        (["--max-txn-ops", "many"], "invalid value 'many' for flag -max-txn-ops: not a int"),
+        (["--memory=maybe"], "invalid value 'maybe' for flag -memory: not a bool"),
+        (["--grpc-keepalive-timeout=20"], "invalid value '20' for flag -grpc-keepalive-timeout: not a duration"),
+        (
+            ["--listen-client-urls", "http://127.0.0.1:1"],
+            "--advertise-client-urls is required when --listen-client-urls is set explicitly",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_said(arguments: list[str], message: str) -> None:
+    with pytest.raises(FlagError, match="^" + message.replace("(", r"\(") + "$"):
+        parse(arguments, {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--log-level=loud"], "--log-level is 'loud'"),
+        (["--log-format=xml"], "--log-format is 'xml'"),
+        (["--auto-compaction-mode=daily"], "--auto-compaction-mode is 'daily'"),
+        (["--auto-compaction-retention=often"], "--auto-compaction-retention is 'often'"),
+        (["--initial-cluster=a=http://localhost:2380,b=http://localhost:2381"], "a cluster of one"),
+        (["--initial-cluster=default=http://elsewhere:2380"], "other URLs"),
+        (["--listen-client-urls=https://h:1", "--advertise-client-urls=https://h:1"], "does not speak TLS"),
+        (["--listen-client-urls=http://h", "--advertise-client-urls=http://h:1"], "is not http://host:port"),
+        (["--listen-client-urls=http://h:x", "--advertise-client-urls=http://h:1"], "is not http://host:port"),
+    ],
+)
+def test_what_cannot_be_done_is_said(arguments: list[str], message: str) -> None:
+    with pytest.raises(FlagError, match=message):
+        plan(parse(arguments, {}))
+
+
+def test_the_command_line_goes_before_the_environment() -> None:
+    environment = {"ETCD_NAME": "env", "ETCD_MAX_TXN_OPS": "7", "ETCD_UNKNOWN": "x"}
+    found = parse(["--name", "line"], environment)
+    assert (found["name"], found["max-txn-ops"]) == ("line", 7)
+
+
+@pytest.mark.parametrize("form", ["json", "yaml"])
+def test_with_a_file_all_else_is_ignored(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "etcd.conf"
+    if form == "json":
+        path.write_text(json.dumps({"name": "file", "grpc-keepalive-interval": 5_000_000_000, "unsafe-no-fsync": True}))
+    else:
+        path.write_text(
+            "name: file\ngrpc-keepalive-interval: 5000000000\nunsafe-no-fsync: true\nclient-transport-security: {}\n"
+        )
+    found = parse(["--config-file", str(path), "--name", "line", "--memory"], {"ETCD_MAX_TXN_OPS": "7"})
+    assert found["name"] == "file"
+    assert found["grpc-keepalive-interval"] == 5.0
+    assert found["unsafe-no-fsync"] is True
+    assert (found["memory"], found["max-txn-ops"]) == (False, 128)
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [", "\x00"])
+def test_a_file_that_is_none_is_said(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "etcd.conf"
+    path.write_text(text)
+    with pytest.raises(FlagError, match=r"etcd\.conf"):
+        parse(["--config-file", str(path)], {})
+    with pytest.raises(FlagError, match="cannot read"):
+        parse(["--config-file", str(tmp_path / "missing")], {})
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("0", 0.0), ("1h", 3600.0), ("1.5h", 5400.0), ("2m3s", 123.0), ("10ms", 0.01), ("-1s", -1.0), (".5s", 0.5)],
+)
+def test_durations_are_gos(text: str, seconds: float) -> None:
+    assert parse_duration(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "1", "s", "1x", "1s ", "1 s", "--1s", "1s2"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="duration"):
+        parse_duration(text)
+
+
+def test_help_lists_every_flag() -> None:
+    shown = usage()
+    assert all(f"  --{flag.name} " in shown for flag in FLAGS)
+    assert "--snapshot-catchup-entries" in shown, "etcd's own test harness looks for it"
+
+
+def test_separate_urls_split_the_protocols() -> None:
+    chosen = plan(
+        parse(
+            [
+                "--listen-client-urls=http://127.0.0.1:1,unix://localhost:2",
+                "--advertise-client-urls=http://127.0.0.1:1",
+                "--listen-client-http-urls=http://127.0.0.1:3",
+                "--listen-metrics-urls=http://127.0.0.1:4",
+            ],
+            {},
+        )
+    )
+    found = [(each.host, each.port, each.path, each.protocols) for each in chosen.listeners]
+    assert found == [
+        ("127.0.0.1", 1, "", "grpc"),
+        ("", 0, "localhost:2", "grpc"),
+        ("127.0.0.1", 3, "", "http"),
+        ("127.0.0.1", 4, "", "http"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mode", "retention", "kind", "interval"),
+    [
+        ("periodic", "1", Periodic, 360.0),
+        ("periodic", "10m", Periodic, 60.0),
+        ("periodic", "24h", Periodic, 360.0),
+        ("revision", "1000", ByRevision, 300.0),
+    ],
+)
+def test_auto_compaction_looks_as_often_as_etcd(mode: str, retention: str, kind: type, interval: float) -> None:
+    arguments = [f"--auto-compaction-mode={mode}", f"--auto-compaction-retention={retention}"]
+    policy = plan(parse(arguments, {})).options.auto_compaction
+    assert isinstance(policy, kind)
+    assert policy.interval == interval
+
+
+def test_periodic_keeps_a_period() -> None:
+    policy = Periodic(5 * 3600.0)
+    found = []
+    for look in range(100):
+        now = look * policy.interval
+        wanted = policy.look(now, look + 1)
+        if wanted is not None:
+            policy.done(now, wanted)
+            found.append((look, wanted))
+    # The first after five hours, then every hour; each to the revision of five hours before.
+    assert found == [(50, 1), (60, 11), (70, 21), (80, 31), (90, 41)]
+
+
+def test_periodic_leaves_out_what_changed_nothing_and_tries_again_what_failed() -> None:
+    policy = Periodic(100.0)
+    assert [policy.look(look * 10.0, 7) for look in range(12)] == [None] * 10 + [7, 7]
+    policy.done(110.0, 7)
+    assert [policy.look(look * 10.0, 7) for look in range(12, 40)] == [None] * 28
+
+
+def test_by_revision_keeps_a_number() -> None:
+    policy = ByRevision(10)
+    assert policy.look(0.0, 10) is None
+    assert policy.look(300.0, 25) == 15
+    assert policy.look(600.0, 25) == 15
+    policy.done(600.0, 15)
+    assert policy.look(900.0, 25) is None
+    assert policy.look(1200.0, 26) == 16

@@ -1,0 +1,164 @@
+"""The server as a process: started, used by a client, stopped, killed, started again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from base64 import b64decode, b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mvccstore
+from mvccstore.server.etcd_shim import install
+
+READY = "ready to serve client requests"
+
+
+@contextmanager
+def running(
+    *arguments: str, program: tuple[str, ...] = (sys.executable, "-m", "mvccstore.server.etcd_shim")
+) -> Iterator[Any]:
+    """A server on a port of its own choosing; yields its process, with `url` and `lines`."""
+    listen = ("--listen-client-urls", "http://127.0.0.1:0", "--advertise-client-urls", "http://127.0.0.1:0")
+    process: Any = subprocess.Popen([*program, *listen, *arguments], stderr=subprocess.PIPE, text=True)
+    try:
+        process.lines = []
+        for line in process.stderr:
+            process.lines.append(line)
+            with suppress(ValueError):
+                address = json.loads(line).get("address")
+                process.url = f"http://{address}" if address else process.url
+            if READY in line:
+                break
+        else:
+            pytest.fail("".join(process.lines))
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def call(url: str, path: str, **fields: Any) -> Any:
+    """Post to the JSON gateway."""
+    with urllib.request.urlopen(url + path, json.dumps(fields).encode(), timeout=20) as answer:
+        return json.load(answer)
+
+
+def put(url: str, key: bytes, value: bytes) -> int:
+    answer = call(url, "/v3/kv/put", key=b64encode(key).decode(), value=b64encode(value).decode())
+    return int(answer["header"]["revision"])
+
+
+def get(url: str, key: bytes) -> bytes | None:
+    kvs = call(url, "/v3/kv/range", key=b64encode(key).decode()).get("kvs")
+    return b64decode(kvs[0].get("value", "")) if kvs else None
+
+
+def test_sigterm_ends_it_cleanly_and_what_was_written_is_there(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    with running("--data-dir", str(folder)) as process:
+        assert put(process.url, b"k", b"1") == 2
+        term = call(process.url, "/v3/maintenance/status")["raftTerm"]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    with mvccstore.open(folder / "store.mvcc") as store:
+        assert store.get(b"k") is not None
+        assert store.check() == []
+    with running("--data-dir", str(folder)) as process:
+        assert get(process.url, b"k") == b"1"
+        assert put(process.url, b"k", b"2") == 3
+        assert int(call(process.url, "/v3/maintenance/status")["raftTerm"]) == int(term) + 1
+
+
+def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
+    folder = str(tmp_path / "data")
+    index = 0
+    for start in range(3):
+        with running("--data-dir", folder) as process:
+            for number in range(5):
+                put(process.url, b"%d/%d" % (start, number), b"x")
+            status = call(process.url, "/v3/maintenance/status")
+            assert int(status["raftIndex"]) > index, "it never goes back"
+            index = int(status["raftIndex"])
+            process.kill()
+            process.wait()
+    with mvccstore.open(Path(folder) / "store.mvcc") as store:
+        assert store.revision == 16
+        assert store.count(mvccstore.KeyRange.all()) == 15
+        assert store.check() == []
+
+
+def test_memory_leaves_nothing(tmp_path: Path) -> None:
+    with running("--memory", "--data-dir", str(tmp_path / "data")) as process:
+        put(process.url, b"k", b"1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_real_etcds_directory_is_refused_and_left_alone(tmp_path: Path) -> None:
+    database = tmp_path / "member" / "snap" / "db"
+    database.parent.mkdir(parents=True)
+    database.write_bytes(b"bbolt")
+    command = [sys.executable, "-m", "mvccstore.server.etcd_shim", "--data-dir", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert "is the data directory of another etcd" in ended.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["member"]
+
+
+def test_a_port_in_use_is_said(tmp_path: Path) -> None:
+    with running("--memory") as process:
+        command = [
+            *(sys.executable, "-m", "mvccstore.server.etcd_shim", "--data-dir", str(tmp_path / "d")),
+            *("--listen-client-urls", process.url, "--advertise-client-urls", process.url),
+        ]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert "in use" in ended.stderr
+
+
+def test_the_installed_stand_in_is_an_etcd(tmp_path: Path) -> None:
+    path = install(str(tmp_path / "bin"))
+    assert path.name == "etcd"
+    assert os.access(path, os.X_OK)
+    version = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
+    assert version.startswith("etcd Version: 3.6.")
+    shown = subprocess.run([path, "--help"], capture_output=True, text=True, timeout=60, check=True).stdout
+    assert "--listen-client-urls" in shown
+    bad = subprocess.run([path, "--nope"], capture_output=True, text=True, timeout=60, check=False)
+    assert (bad.returncode, bad.stderr) == (2, "flag provided but not defined: -nope\n")
+    with running("--memory", program=(str(path),)) as process:
+        assert put(process.url, b"k", b"1") == 2
+
+
+def test_the_command_line_serves() -> None:
+    program = (sys.executable, "-c", "import sys; from mvccstore.cli import main; sys.exit(main())", "serve")
+    with running("--memory", "--log-format", "json", program=program) as process:
+        assert put(process.url, b"k", b"1") == 2
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+
+
+def test_a_unix_socket_left_by_a_killed_server_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    urls = f"http://127.0.0.1:0,unix://{path}"
+    for _ in range(2):
+        with running("--memory", "--listen-client-urls", urls) as process:
+            assert path.is_socket()
+            process.kill()
+            process.wait()
+
+
+def test_logs_go_to_files_too(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with running("--memory", "--log-outputs", f"{log},stderr", "--log-format", "json") as process:
+        assert any(READY in line for line in process.lines)
+    assert READY in log.read_text()
