@@ -28,7 +28,7 @@ run: .venv/ready
 	$(BIN)/mvccstore demo
 
 test: .venv/ready
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 lint: .venv/ready
 	$(BIN)/ruff format --check .

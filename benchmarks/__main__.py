@@ -1,4 +1,4 @@
-"""The command: `python -m benchmarks core|watch [--json]`."""
+"""The command: `python -m benchmarks core|watch|wire [--json]`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from benchmarks import bench_compact, bench_kv, bench_size, bench_watch
+from benchmarks import bench_compact, bench_kv, bench_size, bench_watch, bench_wire
 from benchmarks.harness import filesystem, machine
 from benchmarks.report import Report, markdown, text
 from benchmarks.workloads import FULL, QUICK, Workload
@@ -24,7 +24,7 @@ RESULTS = HERE / "results"
 README = HERE / "README.md"
 MARKS = ("<!-- results/{}.json -->\n", "<!-- end -->")
 _BEGUN = time.perf_counter()
-PARTS = {"core": ("fsync", "kv", "compact", "open", "hot"), "watch": bench_watch.PARTS}
+PARTS = {"core": ("fsync", "kv", "compact", "open", "hot"), "watch": bench_watch.PARTS, "wire": bench_wire.PARTS}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,8 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
     sizes = QUICK if options.quick else FULL
     if options.keys is not None:
         sizes = sizes.scaled(options.keys)
-    run = core if options.suite == "core" else watch
-    report = run(Workload(sizes, options.seed), parts, options.dir)
+    workload = Workload(sizes, options.seed)
+    if options.suite == "wire":
+        report = wire(workload, parts, options.dir, options.etcd)
+    else:
+        report = (core if options.suite == "core" else watch)(workload, parts, options.dir)
     report.facts["workload"] = {
         "suite": options.suite,
         "seed": options.seed,
@@ -63,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--quick", action="store_true", help="tiny sizes: to see that it runs, not how fast")
     found.add_argument("--save", nargs="?", const="", metavar="NAME", help="write results/NAME.json, too")
     found.add_argument("--dir", type=Path, help="a folder on the disk to measure (default: for temporary files)")
+    found.add_argument("--etcd", metavar="PATH", help="the etcd that `wire` compares with (default: see README)")
     return found
 
 
@@ -101,6 +105,22 @@ def watch(workload: Workload, parts: list[str], folder: Path | None) -> Report:
         for part in parts:
             _say(f"{part}: measuring")
             bench_watch.bench_watch(here, workload, report, part)
+    report.facts["seconds"] = round(time.perf_counter() - begun, 1)
+    return report
+
+
+def wire(workload: Workload, parts: list[str], folder: Path | None, etcd: str | None) -> Report:
+    """Run the parts of the wire suite in a folder that is gone afterwards."""
+    begun = time.perf_counter()
+    report = Report()
+    with tempfile.TemporaryDirectory(prefix="mvccstore-bench-", dir=folder) as name:
+        here = Path(name)
+        report.facts["machine"] = machine(here) | {"durability": "fsync"}
+        if filesystem(here) == "tmpfs":
+            _say("warning: this is tmpfs, where fsync does nothing; choose a disk with --dir")
+        for part in parts:
+            _say(f"{part}: measuring")
+            bench_wire.bench_wire(here / part, workload, report, [part], etcd)
     report.facts["seconds"] = round(time.perf_counter() - begun, 1)
     return report
 

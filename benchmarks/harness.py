@@ -39,6 +39,10 @@ class Row(TypedDict, total=False):
     us_p99: float
     per_s: float
     vs_raw: float
+    us_cpu: float
+    """Of the server, for a call."""
+    us_client: float
+    """Of the client that asks it."""
 
 
 @dataclass(slots=True)

@@ -14,16 +14,17 @@ from benchmarks.harness import Row
 class Target:
     """What a figure should be."""
 
-    limit: float
+    limit: float | None
+    """None if none was set."""
     meaning: str
     is_ceiling: bool = False
 
     def is_met(self, value: float) -> bool:
         """Say whether a figure is good enough."""
-        return value <= self.limit if self.is_ceiling else value >= self.limit
+        return self.limit is None or (value <= self.limit if self.is_ceiling else value >= self.limit)
 
     def __str__(self) -> str:
-        return f"{'≤' if self.is_ceiling else '≥'} {self.limit:,g}"
+        return "" if self.limit is None else f"{'≤' if self.is_ceiling else '≥'} {self.limit:,g}"
 
 
 CORE = {
@@ -49,7 +50,22 @@ WATCH = {
     "watch_latency_us_p50": Target(200, "put to event in another thread, µs, median", is_ceiling=True),
     "watch_latency_us_p99": Target(1_000, "the same, 99th percentile", is_ceiling=True),
 }
-TARGETS = CORE | WATCH
+WIRE = {
+    "put_cpu_ratio_1": Target(0.5, "server CPU of a put, 1 client, ÷ etcd's", is_ceiling=True),
+    "put_cpu_ratio_64": Target(0.4, "the same, 64 clients", is_ceiling=True),
+    "get_cpu_ratio_1": Target(0.5, "server CPU of a get, 1 client, ÷ etcd's", is_ceiling=True),
+    "get_cpu_ratio_64": Target(0.3, "the same, 64 clients", is_ceiling=True),
+    "put_throughput_ratio_64": Target(2, "puts a second, 64 clients, ÷ etcd's"),
+    "get_throughput_ratio_64": Target(2, "gets a second, 64 clients, ÷ etcd's"),
+    "put_throughput_ratio_1000": Target(2, "puts a second, 1,000 clients, ÷ etcd's"),
+    "get_throughput_ratio_1000": Target(2, "gets a second, 1,000 clients, ÷ etcd's"),
+    "put_p50_ratio_1": Target(1, "median latency of a put, 1 client, ÷ etcd's", is_ceiling=True),
+    "range1000_throughput_ratio": Target(None, "ranges of 1,000 keys a second, 4 clients, ÷ etcd's"),
+    "watch_fanout_ratio": Target(None, "events delivered a second to 100 watchers, ÷ etcd's"),
+    "watch_10k_rss_mb": Target(300, "memory with 1,000 connections and 10,000 watches, MB", is_ceiling=True),
+    "start_ms": Target(300, "start to first answer, process included, ms", is_ceiling=True),
+}
+TARGETS = CORE | WATCH | WIRE
 """Figures in the order they are shown; those of DESIGN and a few that belong to them."""
 
 
@@ -87,32 +103,52 @@ def figure_rows(run: dict[str, Any]) -> Iterator[tuple[str, str, str, str, str]]
     for name, target in TARGETS.items():
         if name in run:
             value = run[name]
-            yield name, target.meaning, shown(value), str(target), "yes" if target.is_met(value) else "NO"
+            met = "" if target.limit is None else "yes" if target.is_met(value) else "NO"
+            yield name, target.meaning, shown(value), str(target), met
 
 
-def engine_rows(run: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Return the table of measurements: work, engine, µs (minimum, quartile, median, p99), per second, against raw."""
+def engine_table(run: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return the table of measurements, heads and rows, without the columns that no row has."""
     rows: list[Row] = [row for by_work in run["rows"].values() for row in by_work.values()]
     order = {row["work"]: None for row in rows}
-    for work in order:
-        for row in rows:
-            if row["work"] == work:
-                p99 = f"{row['us_p99']:,g}" if "us_p99" in row else ""
-                vs_raw = f"{row['vs_raw']:g}" if "vs_raw" in row else ""
-                times = *(f"{row[name]:,g}" for name in ("us_min", "us_quartile", "us_median")), p99
-                yield work, row["engine"], *times, f"{row['per_s']:,.0f}", vs_raw
+    columns = {name: head for name, head in COLUMNS.items() if name in ALWAYS or any(name in row for row in rows)}
+    table = [
+        (work, row["engine"], *(_cell(name, row.get(name)) for name in columns))
+        for work in order
+        for row in rows
+        if row["work"] == work
+    ]
+    return ("work", "engine", *columns.values()), table
+
+
+def _cell(name: str, value: object) -> str:
+    if not isinstance(value, int | float):
+        return ""
+    return f"{value:g}" if name == "vs_raw" else f"{value:,.0f}" if name == "per_s" else f"{value:,g}"
 
 
 FIGURE_HEADS = ("figure", "what", "value", "target", "met")
-ENGINE_HEADS = ("work", "engine", "µs min", "µs quartile", "µs median", "µs p99", "per s", "x raw")
+COLUMNS = {
+    "us_min": "µs min",
+    "us_quartile": "µs quartile",
+    "us_median": "µs median",
+    "us_p99": "µs p99",
+    "per_s": "per s",
+    "vs_raw": "x raw",
+    "us_cpu": "µs CPU",
+    "us_client": "µs CPU of the client",
+}
+ALWAYS = frozenset(COLUMNS) - {"us_cpu", "us_client"}
+
+
+def tables(run: dict[str, Any]) -> tuple[tuple[tuple[str, ...], list[tuple[str, ...]]], ...]:
+    """Return the two tables, each as its heads and rows: figures, measurements."""
+    return (FIGURE_HEADS, list(figure_rows(run))), engine_table(run)
 
 
 def text(run: dict[str, Any]) -> str:
     """Return a run as tables for a terminal."""
-    return "\n\n".join(
-        _aligned(heads, list(rows))
-        for heads, rows in ((ENGINE_HEADS, engine_rows(run)), (FIGURE_HEADS, figure_rows(run)))
-    )
+    return "\n\n".join(_aligned(heads, rows) for heads, rows in reversed(tables(run)))
 
 
 def markdown(run: dict[str, Any]) -> str:
@@ -121,7 +157,7 @@ def markdown(run: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     where = f"{machine['cpus']} x {machine['cpu']}, {machine['kernel']}, {machine['filesystem']}, {machine['python']}"
     lines = [f"{where}; {versions}; one fsync takes {machine['fsync_us']:g} µs.", ""]
-    for heads, rows in ((FIGURE_HEADS, figure_rows(run)), (ENGINE_HEADS, engine_rows(run))):
+    for heads, rows in tables(run):
         lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
         lines += ["| " + " | ".join(row) + " |" for row in rows]
         lines.append("")

@@ -55,6 +55,17 @@ class Sizes:
     fan_puts: int = 20
     """Of one round, each of them a commit."""
     watch_latencies: int = 5_000
+    wire_rounds: int = 7
+    wire_calls_1: int = 400
+    """Puts of one round with one client; gets are twice as many."""
+    wire_calls: int = 4_000
+    """Of one round with 64 clients, and with more."""
+    wire_clients: int = 1_000
+    """On a tenth as many connections; and connections, with ten watches each, where memory is measured."""
+    wire_ranges: int = 40
+    wire_fan_connections: int = 10
+    """Of ten watchers each."""
+    wire_fan_puts: int = 500
 
     def scaled(self, keys: int) -> Sizes:
         """Return these sizes with another number of keys."""
@@ -86,6 +97,13 @@ QUICK = Sizes(
     fan_blocks=2,
     fan_puts=5,
     watch_latencies=20,
+    wire_rounds=2,
+    wire_calls_1=20,
+    wire_calls=200,
+    wire_clients=50,
+    wire_ranges=8,
+    wire_fan_connections=2,
+    wire_fan_puts=20,
 )
 
 

@@ -23,6 +23,7 @@ from mvccstore.server.gateway.gateway import Gateway
 from mvccstore.server.gateway.paths import PREFIX
 from mvccstore.server.node import Node
 from mvccstore.server.transport.http1 import TEXT, BodyReceiver, Exchange, HttpRequest
+from mvccstore.server.transport.websocket import is_upgrade
 
 Page = Callable[[Exchange], None]
 
@@ -92,8 +93,18 @@ class Site:
             else:
                 exchange.respond(404, TEXT, b"404 page not found\n")
         else:
+            if is_upgrade(request) and not self._may_open(request):
+                exchange.respond(403, TEXT, b"Forbidden\n")
+                return None
             return self._gateway.serve(exchange)
         return None
+
+    def _may_open(self, request: HttpRequest) -> bool:
+        """Say whether a web page may have a WebSocket: browsers open them without asking who may read the answers."""
+        origin = request.headers.get(b"origin")
+        if origin is None or "*" in self._origins or origin.decode("latin-1") in self._origins:
+            return True
+        return origin.partition(b"://")[2].lower() == (request.headers.get(b"host") or b"").lower()
 
     def _is_known_host(self, request: HttpRequest) -> bool:
         if "*" in self._hosts:

@@ -22,7 +22,7 @@ from mvccstore.server.services.kv import KV
 from mvccstore.server.services.lease import LeaseService
 from mvccstore.server.services.maintenance import Maintenance
 from mvccstore.server.services.watch import Watch
-from mvccstore.server.transport.call import Call, Method, Router
+from mvccstore.server.transport.call import Call, Metadata, Method, Router
 from mvccstore.server.transport.http1 import http_factory
 from mvccstore.server.transport.limits import TransportLimits
 from mvccstore.server.transport.port import Port
@@ -68,7 +68,8 @@ class Server:
         methods: list[Method] = []
         for service in _SERVICES:
             methods += service(self.node).methods()
-        self._router = Router({method.path: method for method in methods}, _check_metadata, translate)
+        self._checked = Metadata()
+        self._router = Router({method.path: method for method in methods}, self._check_metadata, translate)
         gateway = Gateway(self._router, options.transport) if options.has_gateway else None
         site = Site(self.node, gateway, hosts=options.hosts, origins=options.origins)
         self._http = http_factory(site.serve, options.transport, self._clock.time_ms)
@@ -124,6 +125,18 @@ class Server:
         await asyncio.gather(*(port.close(self._options.grace_seconds) for port in self._ports))
         await self.node.stop()
 
+    def _check_metadata(self, call: Call) -> None:
+        # Calls of one connection mostly share theirs.
+        if call.metadata is self._checked:
+            return
+        version = call.metadata.get(b"client-api-version")
+        if version is not None:
+            try:
+                version.decode()
+            except UnicodeDecodeError:
+                raise Refusal.INVALID_CLIENT_API_VERSION.error() from None
+        self._checked = call.metadata
+
     def _look_at_history(self, policy: AutoCompaction) -> None:
         wanted = policy.look(self._clock.monotonic(), self.node.revision)
         if wanted is not None:
@@ -149,12 +162,3 @@ def _inode(path: str | Path) -> int:
         return os.stat(path).st_ino  # noqa: PTH116 - paths of both kinds
     except FileNotFoundError:
         return 0
-
-
-def _check_metadata(call: Call) -> None:
-    for name, value in call.metadata.pairs:
-        if name == b"client-api-version":
-            try:
-                value.decode()
-            except UnicodeDecodeError:
-                raise Refusal.INVALID_CLIENT_API_VERSION.error() from None

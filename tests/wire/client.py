@@ -80,8 +80,9 @@ class Stream:
     One thread at a time may use it.
     """
 
-    def __init__(self, call: Any, requests: queue.SimpleQueue[Message | None]) -> None:
+    def __init__(self, call: Any, requests: queue.SimpleQueue[Message | None], *, takes_one: bool = False) -> None:
         self._call = call
+        self._takes_one = takes_one
         self._requests = requests
         self._received: queue.SimpleQueue[Message | Exception] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._read, daemon=True)
@@ -100,6 +101,8 @@ class Stream:
         """Send requests."""
         for request in requests:
             self._requests.put(request)
+        if self._takes_one:
+            self.half_close()
 
     def half_close(self) -> None:
         """Say that no more requests will come; the server may go on answering."""
@@ -277,14 +280,17 @@ class Client:
             half_close: Whether these are all requests; one is, where the method takes a single one.
         """
         outgoing: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        method_type = METHODS.get(method)
+        takes_one = method_type is not None and not method_type.client_streaming
+        number = 0
         for request in requests:
             outgoing.put(request)
-        method_type = METHODS.get(method)
-        if half_close or (method_type is not None and not method_type.client_streaming):
+            number += 1
+        if half_close or (takes_one and number):
             outgoing.put(None)
         call = self._dialled().stream_stream(method, _serialize, _deserializer(method))
         begun = call(iter(outgoing.get, None), timeout=timeout, metadata=list(metadata), wait_for_ready=True)
-        stream = Stream(begun, outgoing)
+        stream = Stream(begun, outgoing, takes_one=takes_one)
         self._streams.append(stream)
         return stream
 

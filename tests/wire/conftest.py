@@ -12,7 +12,8 @@ from tests.wire.pair import Pair, running_pair
 
 
 @pytest.fixture(scope="module")
-def _current_pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Pair]]:
+def current_pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Pair]]:
+    """Return the module's pair, or a fresh one if that has answered differently; for tests that go on after that."""
     pair: Pair | None = None
     with ExitStack() as stack:
 
@@ -27,12 +28,12 @@ def _current_pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable
 
 
 @pytest.fixture
-def pair(_current_pair: Callable[[], Pair]) -> Pair:
+def pair(current_pair: Callable[[], Pair]) -> Pair:
     """The module's pair: what its tests play goes to both, so they stay alike; a fresh one after a difference.
 
     A test may count on no revision, and takes keys of its own.
     """
-    return _current_pair()
+    return current_pair()
 
 
 @pytest.fixture

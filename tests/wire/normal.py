@@ -100,6 +100,19 @@ def _sorted(value: Any, _: Names) -> object:
     return sorted(value)
 
 
+def _any_order(value: Any, _: Names) -> object:
+    """As a set; the members may be dicts."""
+    return sorted(value, key=repr)
+
+
+def _errors(value: Any, names: Names) -> object:
+    """As a set, with the members by name."""
+    return sorted(
+        re.sub(r"memberID:(\d+)", lambda found: f"memberID:{names.add('member', int(found[1]))}", text)
+        for text in value
+    )
+
+
 def _release(value: str, _: Names) -> object:
     """By major and minor version."""
     return re.sub(r"^(\d+\.\d+)\..*", r"\1.x", value)
@@ -136,12 +149,14 @@ RULES = (
     ),
     Rule(("HashResponse.hash",), _is_set, "a hash of the file"),
     Rule(("SnapshotResponse.blob", "SnapshotResponse.remaining_bytes"), _is_set, "the file and its pages"),
+    Rule(("AlarmResponse.alarms",), _any_order, "etcd takes them from a map"),
+    Rule(("StatusResponse.errors",), _errors, "the same, and each names a member"),
     Rule(
-        ("StatusResponse.storageVersion", "/version.storage"),
-        _is_set,
-        "etcd may say 3.5.0 for the first five seconds, until it has marked its file as 3.6.0",
+        tuple(f"Member{what}Response.members" for what in ("Add", "Remove", "Update", "List", "Promote")),
+        _any_order,
+        "by id, which is a hash of the ports and the time",
     ),
-    Rule(("StatusResponse.version", "SnapshotResponse.version", "/version.etcdserver"), _release, "the patch release"),
+    Rule(("StatusResponse.version", "/version.etcdserver"), _release, "the patch release"),
     Rule(
         (
             *("LeaseGrantResponse.ID", "LeaseKeepAliveResponse.ID", "LeaseTimeToLiveResponse.ID", "LeaseStatus.ID"),
@@ -157,14 +172,14 @@ RULES = (
 )
 
 NEWER = {
-    "StatusResponse.storageVersion": (3, 6, 0),
     "StatusResponse.dbSizeQuota": (3, 6, 0),
     "StatusResponse.downgradeInfo": (3, 6, 0),
     "HashKVResponse.hash_revision": (3, 6, 0),
-    "SnapshotResponse.version": (3, 5, 2),
-    "/version.storage": (3, 6, 0),
 }
 """Fields that only a newer etcd has: not compared with one that is older than this."""
+
+LATE = frozenset({"StatusResponse.storageVersion", "SnapshotResponse.version", "/version.storage"})
+"""Fields that etcd sets, or corrects, some seconds after it has begun to answer: not compared."""
 
 REPEATED = {"error": "message"}
 """Fields of the gateway's errors that repeat another: an etcd under 3.6 has them, and ours for clients of those."""
@@ -181,7 +196,7 @@ class Normal:
 
     def __init__(self, oldest: Version) -> None:
         self.names = Names()
-        self._left_out = {field for field, since in NEWER.items() if oldest < since}
+        self._left_out = {field for field, since in NEWER.items() if oldest < since} | LATE
 
     def message(self, message: Message) -> dict[str, Any]:
         """Return a message's fields that are set."""
@@ -244,6 +259,8 @@ class Normal:
 
     def page(self, path: str, value: Any) -> Any:
         """Return the JSON of an HTTP path that is no method, such as `/version`."""
+        if path.startswith(("/livez", "/readyz")) and isinstance(value, bytes):
+            return sorted(value.splitlines())  # etcd goes over a map
         if not isinstance(value, dict):
             return value
         paths = {f"{path}.{name}": (name, member) for name, member in value.items()}

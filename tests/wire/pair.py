@@ -46,6 +46,8 @@ class Pair(Differential):
         super().__init__(expected, given)
         self.server = server
         self.is_alike = True
+        self.compacted: set[int] = set()
+        """Revisions that were compacted to, for who notes them: etcd remembers the hashes of some."""
 
     def play(self, *operations: Operation) -> list[Any]:
         """Play operations to both and return the answers, which are alike."""

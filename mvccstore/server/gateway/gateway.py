@@ -9,12 +9,14 @@ from mvccstore.server.gateway.call import INLINE_BYTES, GatewayCall, respond_err
 from mvccstore.server.gateway.metadata import metadata_of, timeout_of
 from mvccstore.server.gateway.paths import PATHS
 from mvccstore.server.gateway.splitter import JsonSplitter
+from mvccstore.server.gateway.upgrade import FirstObject, subprotocol_of, upgraded
 from mvccstore.server.messages import METHODS, MethodType
 from mvccstore.server.messages.json import JsonError, many_from_json
 from mvccstore.server.transport.call import Receiver, Router
 from mvccstore.server.transport.http1 import BodyReceiver, Exchange
 from mvccstore.server.transport.limits import TransportLimits
 from mvccstore.server.transport.status import Code, RpcError
+from mvccstore.server.transport.websocket import accept, is_upgrade
 
 
 class Gateway:
@@ -25,7 +27,18 @@ class Gateway:
         self._limits = limits
 
     def serve(self, exchange: Exchange) -> BodyReceiver | None:
-        """Begin to serve a request."""
+        """Begin to serve a request, or open a WebSocket to serve one by messages."""
+        request = exchange.request
+        if is_upgrade(request):
+            protocol = subprotocol_of(request)
+            return accept(exchange, self._serve_messages, self._limits, request=upgraded(request), subprotocol=protocol)
+        return self._serve(exchange)
+
+    def _serve_messages(self, exchange: Exchange) -> BodyReceiver | None:
+        receiver = self._serve(exchange)
+        return FirstObject(receiver) if isinstance(receiver, _UnaryBody) else receiver
+
+    def _serve(self, exchange: Exchange) -> BodyReceiver | None:
         path = PATHS.get(exchange.request.path)
         if path is None:
             respond_error(exchange, RpcError(Code.NOT_FOUND, "Not Found"))

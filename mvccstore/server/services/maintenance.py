@@ -96,7 +96,8 @@ class Maintenance:
         )
         for alarm in node.alarms.all():
             name = NAMES.get(alarm.alarm, str(alarm.alarm))
-            response.errors.append(f"memberID:{alarm.member_id} alarm:{name} ")
+            member = f"memberID:{alarm.member_id} " if alarm.member_id else ""
+            response.errors.append(f"{member}alarm:{name} ")
         target = self._store.attribute(_DOWNGRADE)
         response.downgradeInfo.SetInParent()
         if target is not None:

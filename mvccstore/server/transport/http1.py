@@ -25,7 +25,6 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from email.utils import formatdate
 from http import HTTPStatus
 from typing import Protocol, cast
 from urllib.parse import unquote
@@ -33,8 +32,9 @@ from urllib.parse import unquote
 import h11
 
 from mvccstore.server.transport.call import WRITABLE_BYTES, Metadata, Peer
+from mvccstore.server.transport.dates import Dates
 from mvccstore.server.transport.limits import TransportLimits
-from mvccstore.server.transport.port import HttpFactory
+from mvccstore.server.transport.port import Connection, HttpFactory
 
 _log = logging.getLogger("mvccstore.server")
 
@@ -75,6 +75,25 @@ class BodyReceiver(Protocol):
         ...
 
 
+class _Carrier(Protocol):
+    """What an exchange needs of its connection."""
+
+    @property
+    def queued_bytes(self) -> int: ...
+
+    def send_head(self, exchange: Exchange, status: int, fields: Fields, /) -> None: ...
+
+    def send_part(self, part: bytes, /) -> None: ...
+
+    def send_end(self) -> None: ...
+
+    def flush_soon(self, count: int, /) -> None: ...
+
+
+Successor = Callable[[Callable[[], None]], asyncio.Protocol]
+"""Makes the protocol that a connection goes on with, a `Connection` too. It calls its argument when it is lost."""
+
+
 class Exchange:
     """A request, and the answer to it. Used on the loop's thread only; what is sent after the end is dropped."""
 
@@ -87,11 +106,14 @@ class Exchange:
         "on_cancel",
         "on_writable",
         "request",
+        "switch",
     )
 
-    def __init__(self, connection: Http1Connection, request: HttpRequest) -> None:
+    def __init__(self, connection: _Carrier, request: HttpRequest) -> None:
         self._connection = connection
         self.request = request
+        self.switch: Callable[[Exchange, Fields, Successor], None] | None = None
+        """Answers with 101, once the body has ended; None where that is impossible."""
         self.fields: Fields = ()
         """What the answer begins with, whatever it will be."""
         self.is_done = False
@@ -160,25 +182,8 @@ class _Refused(Exception):  # noqa: N818 - no error of ours
 
 def http_factory(handler: HttpHandler, limits: TransportLimits, time_ms: Callable[[], int]) -> HttpFactory:
     """Return what a `Port` makes its HTTP/1.1 connections with. `time_ms` is for the `Date` of answers."""
-    dates = _Dates(time_ms)
+    dates = Dates(time_ms)
     return lambda peer, on_lost: Http1Connection(handler, limits, peer, dates, on_lost)
-
-
-class _Dates:
-    """The `Date` field, made anew once a second."""
-
-    def __init__(self, time_ms: Callable[[], int]) -> None:
-        self._time_ms = time_ms
-        self._at = -1
-        self._field = (b"Date", b"")
-
-    def field(self) -> tuple[bytes, bytes]:
-        """Return it."""
-        seconds = self._time_ms() // 1_000
-        if seconds != self._at:
-            self._at = seconds
-            self._field = (b"Date", formatdate(seconds, usegmt=True).encode())
-        return self._field
 
 
 class Http1Connection(asyncio.Protocol):
@@ -193,7 +198,7 @@ class Http1Connection(asyncio.Protocol):
         handler: HttpHandler,
         limits: TransportLimits,
         peer: Peer,
-        dates: _Dates,
+        dates: Dates,
         on_lost: Callable[[Http1Connection], None],
     ) -> None:
         self._handler = handler
@@ -222,6 +227,7 @@ class Http1Connection(asyncio.Protocol):
         self._is_lingering = False
         self._has_eof = False
         self._is_reading = True
+        self._successor: Connection | None = None
         self._since = self._loop.time()
         """When what the client is to do next began to be waited for."""
         self._stalled_at: float | None = None
@@ -281,16 +287,23 @@ class Http1Connection(asyncio.Protocol):
     def drain(self) -> None:
         """Answer the request that is under way, then close."""
         self._is_draining = True
-        if self._exchange is None and not self._is_lingering:
+        if self._successor is not None:
+            self._successor.drain()
+        elif self._exchange is None and not self._is_lingering:
             self._close()
 
     def abort(self) -> None:
         """Close at once."""
-        if self._transport is not None:
+        if self._successor is not None:
+            self._successor.abort()
+        elif self._transport is not None:
             self._transport.abort()
 
     def look_after(self, now: float) -> None:
         """End what takes too long."""
+        if self._successor is not None:
+            self._successor.look_after(now)
+            return
         limits, waited = self._limits, now - self._since
         exchange = self._exchange
         is_open_ended = exchange is not None and exchange.is_open_ended
@@ -384,6 +397,7 @@ class Http1Connection(asyncio.Protocol):
         self._surplus = 0
         request = self._request(event)
         exchange = self._exchange = Exchange(self, request)
+        exchange.switch = self._switch
         receiver = self._handler(exchange)
         # If it has been answered already, nobody wants the body.
         self._receiver = None if exchange.is_done else receiver
@@ -498,6 +512,30 @@ class Http1Connection(asyncio.Protocol):
                 transport.abort()
 
     # Ending
+
+    def _switch(self, exchange: Exchange, fields: Fields, successor: Successor) -> None:
+        """Let another protocol have the connection; the port goes on to know it as this one."""
+        transport = self._transport
+        if transport is None or exchange.is_done or exchange.has_begun:
+            return
+        response = h11.InformationalResponse(status_code=101, headers=[*fields], reason=_reason(101))
+        self._out.append(self._h11.send(response) or b"")
+        self.flush()
+        exchange.is_done = True
+        # With these gone, nothing is read or written here any more.
+        self._transport = self._exchange = self._receiver = None
+        first = self._h11.trailing_data[0] + bytes(self._held)
+        self._held.clear()
+        protocol = successor(lambda: self._on_lost(self))
+        self._successor = cast("Connection", protocol)
+        if not self._is_reading:
+            transport.resume_reading()
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        if first:
+            protocol.data_received(first)
+        if self._is_draining:
+            self._successor.drain()
 
     def _drop_exchange(self) -> None:
         exchange, self._exchange = self._exchange, None

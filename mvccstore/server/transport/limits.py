@@ -63,6 +63,11 @@ class TransportLimits:
     """How long a connection stays half open: after a refusal, for the client to read it; and when the client has
     ended its half, for it to be answered. It may be gone altogether: that looks the same from here."""
 
+    websocket_fragments_max: int = 65_536
+    """The most frames of one message of a WebSocket. How large it may be is `http_body_bytes_max`."""
+    websocket_message_seconds: float = 300.0
+    """How long a message may take, from its first frame to its last."""
+
     def __post_init__(self) -> None:
         # A client may fill the window that all begin with before it learns of ours (RFC 9113 6.9.3).
         if self.window_bytes < WINDOW_BYTES:

@@ -36,6 +36,7 @@ from mvccstore.server.transport.limits import TransportLimits
 from mvccstore.server.transport.status import Code, RpcError
 
 _PREFIX_BYTES = 5
+_NO_REQUEST = "cardinality violation: received no request message from non-client-streaming RPC"
 _JOINED_BYTES_MAX = 65_536
 _DEFLATED_BYTES_MAX = 1 << 20
 """Larger answers are sent as they are, also to who takes gzip: the loop's thread has others to serve."""
@@ -262,7 +263,7 @@ class Stream(Call):
                     self._break_off(error)
             return
         if self._request is None:
-            raise RpcError(Code.UNKNOWN, "EOF")
+            raise RpcError(Code.INTERNAL, _NO_REQUEST)
         request, self._request = self._decode(self._request), None
         self.serve(request)
         if not self.is_done and self.head.timeout is not None:
