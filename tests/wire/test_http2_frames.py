@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
+import h2.connection
+import h2.events
 import pytest
 from hypothesis import given, strategies
 
@@ -339,9 +341,7 @@ def test_a_smaller_header_table_is_answered_by_an_empty_one(sizes: list[tuple[in
 
 def test_what_h2_makes_of_a_conversation() -> None:
     """An independent client takes every frame of it."""
-    h2_connection = pytest.importorskip("h2.connection")
-    h2_events = pytest.importorskip("h2.events")
-    client = h2_connection.H2Connection()
+    client = h2.connection.H2Connection()
     client.initiate_connection()
     client.update_settings({1: 0})
     session = Session(greeting=b"")
@@ -359,10 +359,10 @@ def test_what_h2_makes_of_a_conversation() -> None:
             if not data and not back:
                 return
             for event in client.receive_data(back):
-                if isinstance(event, h2_events.DataReceived):
+                if isinstance(event, h2.events.DataReceived):
                     bodies[event.stream_id] = bodies.get(event.stream_id, b"") + event.data
                     client.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
-                elif isinstance(event, h2_events.StreamEnded):
+                elif isinstance(event, h2.events.StreamEnded):
                     ended.add(event.stream_id)
 
     for number, (path, body) in enumerate(
