@@ -173,20 +173,21 @@ _VARYING = (
     (r'"took":"[^"]*"', '"took":"TIME"'),
     (r'"(remaining-)?ttl":[0-9]+', '"ttl":N'),
 )
-_LEASE = re.compile(r"\b(?:[0-9a-f]{15,16}|[0-9]{17,19})\b")
+# etcdctl pads an id that is short.
+_ID = re.compile(r" ?\b(?:[0-9a-f]{12,16}|[0-9]{17,20})\b")
 
 
 def plain(said: Said, endpoint: str) -> Said:
-    """Return what was said without what varies: leases are numbered as they come."""
+    """Return what was said without what varies: ids are numbered as they come."""
     seen: dict[str, str] = {}
 
     def number(match: re.Match[str]) -> str:
-        return seen.setdefault(match[0], f"ID{len(seen)}")
+        return seen.setdefault(match[0].strip(), f" ID{len(seen)}")
 
     def cleaned(text: str) -> str:
         text = text.replace(endpoint, "ENDPOINT")
         for pattern, replacement in _VARYING:
             text = re.sub(pattern, replacement, text)
-        return _LEASE.sub(number, text)
+        return re.sub(r" +", " ", _ID.sub(number, text))
 
     return Said(said.code, cleaned(said.out), cleaned(said.error))
