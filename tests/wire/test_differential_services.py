@@ -172,6 +172,13 @@ ALL_WRITES: tuple[Operation, ...] = (
 )
 """Of each way to write one that is good and some that are bad; and what is no write."""
 
+WRITES_OF_TWO_ALARMS = tuple(
+    operation
+    for operation in ALL_WRITES
+    if operation not in (Http("GET", "/health"), Http("GET", "/health?exclude=OTHER"))
+)
+"""With two alarms, /health gives as its reason the first that Go's map happens to give."""
+
 SOME_DATA: tuple[Operation, ...] = (
     *(grant(600, 1), grant(600, 2), put(b"a", lease=1), put(b"b", lease=2), put(b"c", lease=2), put(b"a")),
 )
@@ -194,7 +201,7 @@ ALARMS = (
     Case(
         "both, and then one",
         (
-            *(*SOME_DATA, raise_alarm(NOSPACE), raise_alarm(CORRUPT), *ALL_WRITES),
+            *(*SOME_DATA, raise_alarm(NOSPACE), raise_alarm(CORRUPT), *WRITES_OF_TWO_ALARMS),
             *(disarm(CORRUPT), put(b"a"), delete(b"a"), Http("GET", "/health"), Http("GET", "/health?exclude=NOSPACE")),
             *(disarm(NOSPACE), put(b"a")),
         ),
