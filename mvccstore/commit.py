@@ -132,11 +132,24 @@ class CommitQueue:
 
         Takes an exclusive turn: what other threads propose meanwhile goes into the commit after it.
         """
+        answers = self._propose_many(commands, self.enter)
+        assert answers is not None
+        return answers
+
+    def try_propose_many(self, commands: Sequence[Command]) -> list[Result | StoreError] | None:
+        """As `propose_many`, unless another thread writes or waits to: then nothing is done, and None returned."""
+        return self._propose_many(commands, self._try_enter)
+
+    def _propose_many(
+        self, commands: Sequence[Command], enter: Callable[[], object]
+    ) -> list[Result | StoreError] | None:
         assert len(commands) <= BATCH_MAX
         turns = [Turn(command) for command in commands]
         try:
             try:
-                self.enter()
+                enter()
+                if not self.is_mine():
+                    return None
                 self._apply(turns)
             finally:
                 self.leave()
@@ -154,6 +167,13 @@ class CommitQueue:
         except BaseException:
             self._leave(turn)
             raise
+
+    def _try_enter(self) -> None:
+        turn = Turn(None)
+        turn.thread = threading.get_ident()
+        with self._mutex:
+            if self._leader is None:
+                self._leader = turn
 
     def is_mine(self) -> bool:
         """Say whether this thread has entered, and not left."""

@@ -346,12 +346,23 @@ class Store(WritableView, LiveView, Subscribing, Attributing, Upkeep, Past, Reci
         self._committer.check_not_inside()
         if self._replicator is not None:
             return [self._answer(request) for request in requests]
-        if len(requests) <= BATCH_MAX:
-            return self._submit_batch(requests)
         answers: list[Result | StoreError] = []
         for start in range(0, len(requests), BATCH_MAX):
-            answers += self._submit_batch(requests[start : start + BATCH_MAX])
+            answers += self._submit_batch(requests[start : start + BATCH_MAX], try_only=False) or ()
         return answers
+
+    def try_submit_many(self, requests: Sequence[WriteRequest]) -> list[Result | StoreError] | None:
+        """As `submit_many`, of at most 1,000 requests, for who must not wait for another thread that writes.
+
+        Returns None, and does nothing, if there is one; beside a replicator, always.
+
+        Cost: one commit.
+        """
+        self._check_writable()
+        self._committer.check_not_inside()
+        if self._replicator is not None:
+            return None
+        return self._submit_batch(requests, try_only=True)
 
     def _answer(self, request: WriteRequest) -> Result | StoreError:
         try:
@@ -359,7 +370,7 @@ class Store(WritableView, LiveView, Subscribing, Attributing, Upkeep, Past, Reci
         except StoreError as error:
             return error
 
-    def _submit_batch(self, requests: Sequence[WriteRequest]) -> list[Result | StoreError]:
+    def _submit_batch(self, requests: Sequence[WriteRequest], *, try_only: bool) -> list[Result | StoreError] | None:
         now = self._clock.time_ms()
         commands: list[Command] = []
         refused: dict[int, StoreError] = {}
@@ -370,7 +381,12 @@ class Store(WritableView, LiveView, Subscribing, Attributing, Upkeep, Past, Reci
                 refused[place] = error
             else:
                 commands.append(Command(request, now))
-        answers = self._committer.queue.propose_many(commands) if commands else []
+        queue = self._committer.queue
+        answers: list[Result | StoreError] | None = []
+        if commands:
+            answers = queue.try_propose_many(commands) if try_only else queue.propose_many(commands)
+        if answers is None:
+            return None
         for place, refusal in refused.items():  # ascending, so each goes to where it stays
             answers.insert(place, refusal)
         return answers

@@ -30,6 +30,7 @@ ONLY_PLAIN = {
         "close": "waits for writers: `aclose`",
         "apply_replicated": "for a replicator, which is given the `Store` itself",
         "replicated_marker": "as `apply_replicated`",
+        "try_submit_many": "for who is on a loop of its own: here nothing waits",
     },
     Watcher: {
         "poll": "what `AsyncWatcher` is made of",

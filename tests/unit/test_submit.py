@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -114,6 +115,46 @@ def test_more_than_fit_into_one_commit_take_several(store: Store, monkeypatch: p
     requests = [PutRequest(b"%d" % number) for number in range(2 * BATCH_MAX + 1)]
     assert store.submit_many(requests) == [PutResult(number + 2) for number in range(2 * BATCH_MAX + 1)]
     assert len(committed) == 3
+
+
+def test_who_must_not_wait_is_answered_alike(
+    open_store: OpenStore, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trying, alone = open_store("trying", engine=engine), open_store("alone", engine=engine)
+    committed = count_commits(trying, monkeypatch)
+    answers = trying.try_submit_many(REQUESTS)
+    assert answers is not None
+    assert shown(answers) == one_by_one(alone, REQUESTS)
+    assert len(committed) == 1
+    assert trying.try_submit_many([]) == []
+
+
+def test_who_must_not_wait_does_nothing_while_another_thread_writes(store: Store) -> None:
+    is_in_block, may_end = threading.Event(), threading.Event()
+
+    def block() -> None:
+        with store.begin() as txn:
+            txn.put(b"k", b"theirs")
+            is_in_block.set()
+            may_end.wait(60)
+
+    thread = threading.Thread(target=block)
+    thread.start()
+    assert is_in_block.wait(60)
+    assert store.try_submit_many([PutRequest(b"k", b"ours")]) is None
+    assert store.revision == 1
+    may_end.set()
+    thread.join()
+    assert store.try_submit_many([PutRequest(b"l")]) == [PutResult(3)]
+    kv = store.get(b"k")
+    assert kv is not None
+    assert kv.value == b"theirs"
+
+
+def test_beside_a_replicator_everybody_has_to_wait(open_store: OpenStore) -> None:
+    store = open_store(replicator=Here)
+    assert store.try_submit_many([PutRequest(b"k")]) is None
+    assert store.get(b"k") is None
 
 
 def test_nothing_submitted_commits_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,6 +75,48 @@ def test_program_and_client_see_the_same_revisions_and_watches(store: mvccstore.
     assert store.put(b"after", b"it stays open") == 5
 
 
+def writer_threads() -> int:
+    return sum(thread.name == "mvccstore-server-writer" for thread in threading.enumerate())
+
+
+def test_a_store_in_memory_needs_a_thread_only_for_what_may_take_long() -> None:
+    before = writer_threads()
+    with mvccstore.open() as store, serve(store) as server, client_of(server) as client:
+        client.unary("/etcdserverpb.Lease/LeaseGrant", rpc.LeaseGrantRequest(ID=7, TTL=60))
+        assert client.unary(PUT, rpc.PutRequest(key=b"a", lease=7)).header.revision == 2
+        with pytest.raises(RpcFailure, match="requested lease not found"):
+            client.unary(PUT, rpc.PutRequest(key=b"a", lease=8))
+        create = rpc.Compare(key=b"b", target=rpc.Compare.CREATE)
+        put = rpc.RequestOp(request_put=rpc.PutRequest(key=b"b"))
+        assert client.unary("/etcdserverpb.KV/Txn", rpc.TxnRequest(compare=[create], success=[put])).succeeded
+        assert client.unary("/etcdserverpb.KV/DeleteRange", rpc.DeleteRangeRequest(key=b"b")).deleted == 1
+        assert writer_threads() == before
+        everything = rpc.DeleteRangeRequest(key=b"\0", range_end=b"\0")
+        assert client.unary("/etcdserverpb.KV/DeleteRange", everything).deleted == 1
+        assert writer_threads() == before + 1
+        assert client.unary(PUT, rpc.PutRequest(key=b"a")).header.revision == 6
+    assert writer_threads() == before
+
+
+def test_a_block_of_the_program_holds_up_writes_and_nothing_else() -> None:
+    with mvccstore.open() as store, serve(store) as server, client_of(server) as client, client_of(server) as other:
+        with store.begin() as txn:
+            txn.put(b"k", b"block")
+            pending = threading.Thread(target=client.unary, args=(PUT, rpc.PutRequest(key=b"k", value=b"client")))
+            pending.start()
+            while not server_has_request(server):
+                assert other.unary(RANGE, rpc.RangeRequest(key=b"k")).count == 0
+        pending.join(60)
+        found = other.unary(RANGE, rpc.RangeRequest(key=b"k")).kvs[0]
+        assert (found.value, found.version) == (b"client", 2)
+
+
+def server_has_request(server: Serving) -> bool:
+    """Say whether a write is under way."""
+    assert server._server is not None
+    return server._server.node.writer.under_way > 0
+
+
 def test_on_the_running_loop(store: mvccstore.Store) -> None:
     async def main() -> None:
         async with serve(store) as server:
