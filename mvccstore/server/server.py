@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Self
@@ -52,6 +53,8 @@ class ServerOptions:
     origins: frozenset[str] = _ALL
     """Whose web pages may make requests; `*` for any."""
     auto_compaction: AutoCompaction | None = None
+    intercept: Callable[[Method], Method] | None = None
+    """Makes of each method the one that is served: to look at calls, or to have them fail in tests."""
 
 
 class Server:
@@ -68,6 +71,8 @@ class Server:
         methods: list[Method] = []
         for service in _SERVICES:
             methods += service(self.node).methods()
+        if options.intercept is not None:
+            methods = [options.intercept(method) for method in methods]
         self._checked = Metadata()
         self._router = Router({method.path: method for method in methods}, self._check_metadata, translate)
         gateway = Gateway(self._router, options.transport) if options.has_gateway else None
@@ -85,6 +90,10 @@ class Server:
     def connections(self) -> int:
         """How many clients are connected."""
         return sum(len(port) for port in self._ports)
+
+    def drop_connections(self) -> int:
+        """Cut every connection, as a network that fails does; return how many there were. New ones are accepted."""
+        return sum(port.drop_connections() for port in self._ports)
 
     def _new_port(self, protocols: Protocols) -> Port:
         port = Port(

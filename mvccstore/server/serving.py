@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Self
 
+from mvccstore.clock import Clock
 from mvccstore.opening import open_store
 from mvccstore.server.server import Server, ServerOptions
 from mvccstore.store import Store
@@ -27,13 +28,22 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 class Serving:
     """A server, for `with` (on a thread of its own) or `async with` (on the running loop). Get one from `serve`."""
 
-    def __init__(self, store: Store | None, host: str, port: int, unix: str | None, options: ServerOptions) -> None:
+    def __init__(
+        self,
+        store: Store | None,
+        host: str,
+        port: int,
+        unix: str | None,
+        options: ServerOptions,
+        clock: Clock | None = None,
+    ) -> None:
         self._given = store
         self._store: Store | None = store
         self._host = host
         self._port = port
         self._unix = unix
         self._options = options
+        self._clock = clock
         self._server: Server | None = None
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -85,10 +95,10 @@ class Serving:
             msg = "the server is running already"
             raise RuntimeError(msg)
         if self._given is None:
-            self._store = open_store(None)
+            self._store = open_store(None, clock=self._clock)
         assert self._store is not None
         try:
-            self._server = Server(self._store, self._options)
+            self._server = Server(self._store, self._options, self._clock)
             if self._unix is not None:
                 await self._server.listen_unix(self._unix)
             else:
@@ -171,6 +181,7 @@ def serve(
     port: int = 0,
     unix: str | None = None,
     options: ServerOptions | None = None,
+    clock: Clock | None = None,
 ) -> Serving:
     """Serve a store as etcd v3: `with serve(store) as server:`, or `async with` on the running event loop.
 
@@ -180,6 +191,7 @@ def serve(
         port: The TCP port; 0 has one chosen.
         unix: The path of a unix socket, to listen on instead.
         options: How it behaves.
+        clock: Where its time comes from; give a store and its server the same.
 
     Raises:
         OSError: It cannot be listened on; as the others, when it is entered.
@@ -200,4 +212,4 @@ def serve(
     if unix is not None:
         identity = replace(chosen.identity, client_urls=(f"unix://{unix}",))
         chosen = replace(chosen, identity=identity)
-    return Serving(store, host, port, unix, chosen)
+    return Serving(store, host, port, unix, chosen, clock)

@@ -1,9 +1,27 @@
-"""For tests of code that uses a store, and of the store itself: a model that says what a store must answer.
+"""For tests of code that uses etcd or a store, and of the store itself.
+
+    FakeClock       time that stands still until it is moved
+    etcd            a running etcd: `with mvccstore.testing.etcd() as etcd:`; see `etcd_server.Etcd`
+    Model           says what a store must answer
 
 Nothing in here is imported by the rest of the package.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 from mvccstore.testing.clock import FakeClock
 from mvccstore.testing.model import Model, ModelTxn, ModelView
 
-__all__ = ["FakeClock", "Model", "ModelTxn", "ModelView"]
+__all__ = ["FakeClock", "Model", "ModelTxn", "ModelView", "etcd"]
+
+
+def __getattr__(name: str) -> Any:
+    # Not at the top: who wants a clock needs no server, and none of the libraries that one takes.
+    if name == "etcd":
+        from mvccstore.testing.etcd_server import Etcd
+
+        return Etcd
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)

@@ -114,8 +114,12 @@ def _is_module(name: str) -> bool:
 
 
 def _may(path: Path, imported: str) -> bool:
-    """The command's demo measures rates for people to read; nothing else outside of `clock` asks for the time."""
-    return imported == "time" and _name(path) == "cli"
+    """What a part of the shell may that the others may not.
+
+    The command's demo measures rates for people to read; nothing else outside of `clock` asks for the time. Servers
+    for tests run on a loop that `testing` has.
+    """
+    return (_name(path), imported) in {("cli", "time"), ("testing", "asyncio")}
 
 
 def test_only_the_engines_import_lmdb_and_sqlite() -> None:

@@ -126,6 +126,13 @@ class Port:
         """Forget it."""
         self._connections_discard(greeter)
 
+    def drop_connections(self) -> int:
+        """Cut every connection; return how many there were."""
+        connections = list(self._connections)
+        for connection in connections:
+            connection.abort()
+        return len(connections)
+
     def stop_listening(self) -> None:
         """Accept no more connections."""
         for server in self._servers:

@@ -1,0 +1,207 @@
+"""An etcd for one test: started in a few milliseconds, in this process, and looked into while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal, Self, TypeVar
+
+from mvccstore.clock import Clock, SystemClock
+from mvccstore.opening import open_store
+from mvccstore.server.server import Server, ServerOptions
+from mvccstore.server.serving import Serving, serve
+from mvccstore.store import Store
+from mvccstore.testing.calls import Calls
+from mvccstore.testing.clock import FakeClock
+from mvccstore.testing.faults import Faults
+from mvccstore.testing.loop import call_on, run_on, shared_loop
+from mvccstore.testing.tap import Tap
+
+T = TypeVar("T")
+
+_SETTLING_TURNS = 3
+
+
+class EtcdClock:
+    """The time of an etcd that was started with a virtual clock."""
+
+    def __init__(self, clock: FakeClock, settle: Callable[[], None]) -> None:
+        self._clock = clock
+        self._settle = settle
+
+    def time_ms(self) -> int:
+        """Milliseconds since the epoch."""
+        return self._clock.time_ms()
+
+    def monotonic(self) -> float:
+        """Seconds since it was made."""
+        return self._clock.monotonic()
+
+    def advance(self, seconds: float) -> None:
+        """Move on. When this returns, a client that asks sees all that was to happen by then.
+
+        Raises:
+            ValueError: `seconds` is below 0, or not finite.
+        """
+        self._clock.advance(seconds)
+        self._settle()
+
+
+class Etcd:
+    """A running etcd, for `with` and `async with`. Get one from `mvccstore.testing.etcd`, or the fixture `etcd`.
+
+    All servers of a process share one thread. A server is for its test: what the test leaves open is cut when it ends.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store | None = None,
+        clock: Literal["real", "virtual"] | FakeClock = "real",
+        port: int = 0,
+        options: ServerOptions | None = None,
+    ) -> None:
+        if clock not in {"real", "virtual"} and not isinstance(clock, FakeClock):
+            msg = f"clock is {clock!r}, neither 'real' nor 'virtual' nor a FakeClock"
+            raise ValueError(msg)
+        self._fake = FakeClock() if clock == "virtual" else clock if isinstance(clock, FakeClock) else None
+        self._time: Clock = self._fake or SystemClock()
+        self._given = store
+        self._port = port
+        self._options = options or ServerOptions(grace_seconds=0.0)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._serving: Serving | None = None
+        self.calls = Calls()
+        """What was asked of it, and what it answered."""
+        self.faults = Faults()
+        """What is to go wrong."""
+        self._tap = Tap(self.calls, self.faults, self._time)
+
+    # Where it is
+
+    @property
+    def store(self) -> Store:
+        """Its store, to use beside the clients: both see the same revisions and watches."""
+        return self._running.store
+
+    @property
+    def host(self) -> str:
+        """What it listens on."""
+        return self._running.host
+
+    @property
+    def port(self) -> int:
+        """The TCP port it listens on."""
+        return self._running.port
+
+    @property
+    def endpoint(self) -> str:
+        """`host:port`, as etcd's clients take it."""
+        return self._running.endpoint
+
+    @property
+    def url(self) -> str:
+        """`http://host:port`."""
+        return self._running.url
+
+    @property
+    def env(self) -> dict[str, str]:
+        """Variables by which subprocesses find it: those of etcdctl, and `ETCD_ENDPOINTS`."""
+        return {"ETCDCTL_API": "3", "ETCDCTL_ENDPOINTS": self.endpoint, "ETCD_ENDPOINTS": self.endpoint}
+
+    @property
+    def clock(self) -> EtcdClock:
+        """Its time, if that is virtual.
+
+        Raises:
+            RuntimeError: It goes by real time.
+        """
+        if self._fake is None:
+            msg = "this etcd goes by real time; start it with clock='virtual'"
+            raise RuntimeError(msg)
+        return EtcdClock(self._fake, self.settle)
+
+    @property
+    def server(self) -> Server:
+        """What serves; its methods are for its loop's thread: `call`."""
+        return self._running.server
+
+    @property
+    def _running(self) -> Serving:
+        if self._serving is None:
+            msg = "this etcd is not running"
+            raise RuntimeError(msg)
+        return self._serving
+
+    # Looking in
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Have a function called on the server's thread, between two calls, and return its result."""
+        assert self._loop is not None
+        return call_on(self._loop, function)
+
+    def settle(self) -> None:
+        """Return when the server has done what it had to do when this was called: watches are told of every write."""
+        assert self._loop is not None
+        for _ in range(_SETTLING_TURNS):
+            call_on(self._loop, lambda: None)
+
+    def drop_connections(self) -> int:
+        """Cut every connection; return how many there were. Clients may come again."""
+        return self.call(lambda: self.server.drop_connections())
+
+    # Starting and stopping
+
+    def start(self) -> None:
+        """Begin to serve. Needs a `stop`."""
+        if self._serving is not None:
+            msg = "this etcd is running already"
+            raise RuntimeError(msg)
+        loop = shared_loop.acquire()
+        store = self._given
+        try:
+            if store is None:
+                store = open_store(clock=self._time)
+            serving = serve(
+                store,
+                port=self._port,
+                options=replace(self._options, intercept=self._tap.intercept),
+                clock=self._time,
+            )
+            run_on(loop, serving.start())
+        except BaseException:
+            if store is not None and self._given is None:
+                store.close()
+            shared_loop.release()
+            raise
+        self._loop, self._serving = loop, serving
+
+    def stop(self) -> None:
+        """End it, and cut what is connected. Stopping twice is harmless."""
+        serving, self._serving = self._serving, None
+        if serving is None:
+            return
+        assert self._loop is not None
+        store = serving.store
+        try:
+            run_on(self._loop, serving.stop())
+        finally:
+            self._loop = None
+            shared_loop.release()
+            if self._given is None:
+                store.close()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Self:
+        await asyncio.to_thread(self.start)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await asyncio.to_thread(self.stop)
