@@ -166,6 +166,9 @@ FLAGS: tuple[Flag, ...] = (
         "enable-lease-checkpoint",
         "enable-lease-checkpoint-persist",
         "enable-v2",
+        "memory-mlock",
+        "stop-grpc-service-on-defrag",
+        "txn-mode-write-with-shared-buffer",
     ),
     *_ignored(
         "duration",
@@ -178,7 +181,8 @@ FLAGS: tuple[Flag, ...] = (
         "warning-unary-request-duration",
         "downgrade-check-time",
         "peer-dial-timeout",
-        "memory-mlock",
+        "raft-read-timeout",
+        "raft-write-timeout",
     ),
 )
 _BY_NAME = {flag.name: flag for flag in FLAGS}

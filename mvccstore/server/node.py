@@ -3,7 +3,8 @@
 Invariants:
 
 * I1. The raft term is at least 2, and grows with each start of a server on the same store; the raft index never goes
-  back. Both are attributes of the store.
+  back. Both are noted in an attribute of the store: the index ahead of what was counted, and the revision that was
+  current then, as each revision after it is a command too.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from mvccstore.attributes import AttributesRequest
 from mvccstore.clock import Clock
-from mvccstore.errors import ClosedError, StoreError
+from mvccstore.errors import StoreError
 from mvccstore.server.alarms import Alarms
 from mvccstore.server.errors import Refusal
 from mvccstore.server.member import Identity
@@ -28,8 +30,9 @@ from mvccstore.types import Result, WriteRequest
 
 _RAFT = "etcd/raft"
 _TERM_FIRST = 2
-_INDEX_SLACK = 10_000
-"""How many commands without a revision of their own a killed server may have had since it noted its index."""
+_INDEX_SLACK = 2 * UNDER_WAY_MAX
+"""How far ahead the index is noted. It is noted anew after half as many commands, and no more than the other half can
+be answered before that is on disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,7 @@ class Node:
         self.raft_term, self._base_index = _note_start(store)
         self._began_at = store.revision
         self._commands = 0
+        self._note_at = _INDEX_SLACK // 2
         self.headers = Headers(self.cluster_id, self.member_id, self.raft_term)
         self.writer = Writer(store)
         self.alarms = Alarms(store, self.writer, self.member_id, quota_bytes)
@@ -102,7 +106,7 @@ class Node:
             if isinstance(result, Exception):
                 call.fail_with(result)
                 return
-            self._commands += 1
+            self.count_command()
             try:
                 answer = then(result)
             except RpcError as error:
@@ -112,6 +116,15 @@ class Node:
                 call.reply(answer)
 
         self.writer.submit(request, done)
+
+    def count_command(self) -> None:
+        """Count what was carried out, for the raft index."""
+        self._commands += 1
+        if self._commands == self._note_at:
+            self._note_at += _INDEX_SLACK // 2
+            note = _packed(self.raft_term, self.raft_index + _INDEX_SLACK, self.store.revision)
+            # Should it not be written, nothing else could be either.
+            self.writer.submit(AttributesRequest(((_RAFT, note),)), lambda _: None)
 
     def at_stop(self, closer: Callable[[], None]) -> None:
         """Have something called when the server begins to stop: services end what has no end of its own."""
@@ -127,22 +140,23 @@ class Node:
     async def stop(self) -> None:
         """Carry out what is under way, and note the raft index."""
         await self.writer.stop()
-        with suppress(ClosedError):
-            _save(self.store, self.raft_term, self.raft_index)
+        with suppress(StoreError):  # closed, or full: then what was noted ahead counts
+            self.store.set_attributes({_RAFT: _packed(self.raft_term, self.raft_index, self.store.revision)})
 
 
 def _note_start(store: Store) -> tuple[int, int]:
     """Begin a term; return it, and the raft index to count on from."""
-    packed = store.attribute(_RAFT)
+    packed, revision = store.attribute(_RAFT), store.revision
     if packed is None:
-        term, index = _TERM_FIRST, store.revision + 3
+        term, index = _TERM_FIRST, revision + 3
     else:
-        term, index = (int(number) for number in packed.split())
-        term, index = term + 1, max(index, store.revision) + 1
+        # Stores of old have no revision there.
+        term, index, noted_at, *_ = (int(number) for number in (*packed.split(), b"%d" % revision))
+        term, index = term + 1, index + max(revision - noted_at, 0) + 1
     # Should this server be killed, the next begins above whatever it will have counted.
-    _save(store, term, index + _INDEX_SLACK)
+    store.set_attributes({_RAFT: _packed(term, index + _INDEX_SLACK, revision)})
     return term, index
 
 
-def _save(store: Store, term: int, index: int) -> None:
-    store.set_attributes({_RAFT: b"%d %d" % (term, index)})
+def _packed(term: int, index: int, revision: int) -> bytes:
+    return b"%d %d %d" % (term, index, revision)

@@ -44,7 +44,6 @@ _LEVELS = {
     "panic": logging.CRITICAL,
     "fatal": logging.CRITICAL,
 }
-_WILDCARDS = {"": None, "0.0.0.0": "0.0.0.0", "::": "::"}
 
 log = logging.getLogger("mvccstore.server")
 
@@ -161,8 +160,9 @@ def _check_cluster(flags: Mapping[str, Value], name: str, peer_urls: tuple[str, 
 
 def _listener(url: str, protocols: Protocols) -> Listener:
     parts = urlsplit(url)
-    if parts.scheme in {"unix", "unixs"}:
-        return Listener("", 0, parts.netloc + parts.path, protocols)
+    path = parts.netloc + parts.path
+    if parts.scheme in {"unix", "unixs"} and path:
+        return Listener("", 0, path, protocols)
     if parts.scheme == "https":
         msg = f"{url}: this server does not speak TLS"
         raise FlagError(msg)

@@ -37,6 +37,10 @@ def test_defaults_are_etcds() -> None:
         (["--grpc-keepalive-min-time", "1m30s"], "grpc-keepalive-min-time", 90.0),
         (["--experimental-watch-progress-notify-interval=5s"], "watch-progress-notify-interval", 5.0),
         (["--name", "a", "--name", "b"], "name", "b"),
+        (["--experimental-memory-mlock", "--name", "m"], "name", "m"),  # one without a value
+        (["--experimental-txn-mode-write-with-shared-buffer", "--name", "m"], "name", "m"),
+        (["--experimental-stop-grpc-service-on-defrag", "--name", "m"], "name", "m"),
+        (["--raft-read-timeout", "5s"], "raft-read-timeout", 5.0),
     ],
 )
 def test_flags_are_read_as_go_reads_them(arguments: list[str], name: str, value: object) -> None:
@@ -75,6 +79,7 @@ def test_what_cannot_be_read_is_said(arguments: list[str], message: str) -> None
         (["--listen-client-urls=https://h:1", "--advertise-client-urls=https://h:1"], "does not speak TLS"),
         (["--listen-client-urls=http://h", "--advertise-client-urls=http://h:1"], "is not http://host:port"),
         (["--listen-client-urls=http://h:x", "--advertise-client-urls=http://h:1"], "is not http://host:port"),
+        (["--listen-client-urls=unix://", "--advertise-client-urls=unix://"], "is not http://host:port or unix://path"),
     ],
 )
 def test_what_cannot_be_done_is_said(arguments: list[str], message: str) -> None:

@@ -72,6 +72,12 @@ COMPRESSED = [
     ("gzip", gzipped(PLAIN), (0, "")),
     ("gzip announced and not used", message(PLAIN), (0, "")),
     ("two members", message(MEMBER + MEMBER, 1), (0, "")),
+    ("as many members as may be", message(MEMBER + 15 * gzip.compress(b"", mtime=0), 1), (0, "")),
+    (
+        "more",
+        message(MEMBER + 16 * gzip.compress(b"", mtime=0), 1),
+        (13, "grpc: failed to read decompressed data: more than 16 members"),
+    ),
     ("as large as may be", gzipped(bytes(LIMIT)), (0, "")),
     ("a bomb", gzipped(bytes(500_000)), (8, "grpc: received message after decompression larger than max 1000")),
     (
@@ -84,7 +90,7 @@ COMPRESSED = [
     (
         "empty members",
         message(gzip.compress(b"", mtime=0) * 20, 1),
-        (13, "grpc: failed to read decompressed data: an empty member"),
+        (13, "grpc: failed to read decompressed data: more than 16 members"),
     ),
 ]
 
@@ -150,6 +156,17 @@ def test_a_call_ends_at_its_deadline(path: bytes, text: bytes, seconds: float) -
     assert session.connection._streams == {}
     session.loop.advance(10)
     assert session.loop.timers == []
+
+
+@pytest.mark.parametrize("begun", [b"", data(1, b"\0\0")])
+def test_a_deadline_does_not_wait_for_the_request(begun: bytes) -> None:
+    session = Session()
+    session.send(open_stream(1, b"/t.T/Echo", (b"grpc-timeout", b"1S")) + begun)
+    session.loop.advance(1.1)
+    session.step()
+    assert session.answers[1].status == (4, "context deadline exceeded")
+    assert session.answers[1].reset == 0  # the rest is not to be sent
+    assert (session.connection._streams, session.connection._held) == ({}, 0)
 
 
 def test_deadlines_are_forgotten_with_their_calls() -> None:

@@ -199,13 +199,15 @@ def test_many_small_answers_to_a_client_that_does_not_read_wait_in_their_streams
     assert all(session.answers[stream].messages == [(0, pattern(16_000))] for stream in range(1, 4_001, 2))
 
 
-def test_a_client_that_never_reads_what_it_asks_for_is_given_up() -> None:
+def test_a_client_that_never_reads_what_it_asks_for_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
     session = Session(TransportLimits(queued_bytes_max=1_000_000))
     session.change(initial_window=0)
     session.send(unary(1, b"/t.T/Big", b"999995"))
     assert session.lost == 0
-    session.send(unary(3, b"/t.T/Big", b"0"))
+    with caplog.at_level("WARNING", "mvccstore.server"):
+        session.send(unary(3, b"/t.T/Stream", b"9,9,9"))
     assert session.transport.is_aborted
+    assert [record.getMessage() for record in caplog.records] == ["test takes nothing of what it asks for: closed"]
     session.check_clean()
 
 
@@ -410,6 +412,22 @@ def test_requests_that_never_end_are_bounded() -> None:
             session.send(open_stream(stream) + pack(DATA, 0, stream, (b"\0" + (50_000).to_bytes(4) + bytes(9_995))))
         session.send(open_stream(21) + pack(DATA, 0, 21, bytes(extra)))
         assert (session.goaway and session.goaway.code) == code
+        session.hang_up()
+        session.check_clean()
+
+
+def test_whole_requests_whose_streams_do_not_end_are_bounded() -> None:
+    limits = TransportLimits(received_bytes_max=100_000)
+    for extra, code in ((0, None), (1, ErrorCode.ENHANCE_YOUR_CALM)):
+        session = Session(limits)
+        for stream in range(1, 21, 2):
+            session.send(open_stream(stream) + pack(DATA, 0, stream, message(bytes(10_000))))
+        session.send(open_stream(21) + pack(DATA, 0, 21, message(bytes(extra))))
+        assert (session.goaway and session.goaway.code) == code
+        if code is None:
+            session.send(pack(DATA, END_STREAM, 1), reset(3))
+            assert session.answers[1].messages == [(0, bytes(10_000))]
+            assert session.connection._held == 80_000
         session.hang_up()
         session.check_clean()
 

@@ -136,23 +136,21 @@ class GatewayCall(Call):
 
     def _expire(self) -> None:
         if not self.is_done:
-            cancel = self.on_cancel
-            self.fail(RpcError(Code.DEADLINE_EXCEEDED, "context deadline exceeded"))
-            if cancel is not None:
-                cancel()
+            self.break_off(RpcError(Code.DEADLINE_EXCEEDED, "context deadline exceeded"))
 
     def _cancel(self) -> None:
         was_done, cancel = self.is_done, self.on_cancel
         self._release()
         self._queue.clear()
         self._queued = 0
-        if not was_done and cancel is not None:
-            cancel()
+        if not was_done:
+            self._tell(cancel)
 
     def _release(self) -> None:
         self.is_done = True
         self.on_cancel = self.on_writable = None
         self._parts = None
+        self._wake_waiter()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -282,8 +280,7 @@ class GatewayCall(Call):
         self._release()
         self._when_sent = None
         self._send_error(error)
-        if cancel is not None:
-            cancel()
+        self._tell(cancel)
 
     def _put(self, encoded: bytes) -> None:
         if self._is_streaming:
@@ -295,5 +292,4 @@ class GatewayCall(Call):
     def _wake(self) -> None:
         if self._was_unwritable and self.is_writable:
             self._was_unwritable = False
-            if self.on_writable is not None:
-                self.on_writable()
+            self._tell(self.on_writable)

@@ -129,9 +129,9 @@ class _StreamBody:
             if self._splitter.pending_bytes > self._limits.http_body_bytes_max:
                 raise _too_large(self._limits.http_body_bytes_max)
         except ValueError as error:
-            self._call.fail(RpcError(Code.INVALID_ARGUMENT, str(error)))
+            self._call.break_off(RpcError(Code.INVALID_ARGUMENT, str(error)))
         except Exception as error:  # noqa: BLE001 - ends the call
-            self._call.fail_with(error)
+            self._call.break_off(error)
 
     def end(self) -> None:
         """Tell the service that no more requests come."""
@@ -142,7 +142,7 @@ class _StreamBody:
                 raise RpcError(Code.INVALID_ARGUMENT, "unexpected EOF")
             self._receiver.end()
         except Exception as error:  # noqa: BLE001 - ends the call
-            self._call.fail_with(error)
+            self._call.break_off(error)
 
 
 def _decode(call: GatewayCall, types: MethodType, text: bytes, limits: TransportLimits) -> Any:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from mvccstore.attributes import AttributesRequest
+from collections.abc import Callable
+
 from mvccstore.etcd_file.buckets import MemberRecord
 from mvccstore.server.messages import rpc
 from mvccstore.server.node import Node
 from mvccstore.server.transport.call import Call, Method
-from mvccstore.types import Result
+
+_Change = rpc.MemberAddResponse | rpc.MemberRemoveResponse | rpc.MemberUpdateResponse
 
 
 class Cluster:
-    """etcd's Cluster service. Its headers have no revision."""
+    """etcd's Cluster service. Its headers have no revision.
+
+    A change is judged on the writer's thread, where no other comes between that and its writing.
+    """
 
     def __init__(self, node: Node) -> None:
         self._node = node
+        self._store = node.store
         self._members = node.members
 
     def methods(self) -> list[Method]:
@@ -31,25 +37,33 @@ class Cluster:
     def add(self, call: Call, message: rpc.MemberAddRequest) -> None:
         """Add a member, which never comes up."""
         seconds = self._node.clock.time_ms() // 1000
-        member, changes = self._members.add(message.peerURLs, seconds, is_learner=message.isLearner)
 
-        def answer(_: Result) -> bytes:
+        def work() -> rpc.MemberAddResponse:
+            member, changes = self._members.add(message.peerURLs, seconds, is_learner=message.isLearner)
+            self._store.set_attributes(changes)
             response = rpc.MemberAddResponse()
             _fill(response.member, member)
-            self._fill_all(response)
-            return self._encode(response)
+            return response
 
-        self._node.submit(call, AttributesRequest(tuple(changes.items())), answer)
+        self._change(call, work)
 
     def remove(self, call: Call, message: rpc.MemberRemoveRequest) -> None:
         """Remove a member that was added."""
-        changes = self._members.remove(message.ID)
-        self._change(call, changes, rpc.MemberRemoveResponse())
+
+        def work() -> rpc.MemberRemoveResponse:
+            self._store.set_attributes(self._members.remove(message.ID))
+            return rpc.MemberRemoveResponse()
+
+        self._change(call, work)
 
     def update(self, call: Call, message: rpc.MemberUpdateRequest) -> None:
         """Give a member other peer URLs."""
-        changes = self._members.update(message.ID, message.peerURLs)
-        self._change(call, changes, rpc.MemberUpdateResponse())
+
+        def work() -> rpc.MemberUpdateResponse:
+            self._store.set_attributes(self._members.update(message.ID, message.peerURLs))
+            return rpc.MemberUpdateResponse()
+
+        self._change(call, work)
 
     def promote(self, _call: Call, message: rpc.MemberPromoteRequest) -> None:
         """Refuse to promote a learner: none is ever in sync."""
@@ -61,29 +75,22 @@ class Cluster:
         self._fill_all(response)
         return self._encode(response)
 
-    def _change(
-        self,
-        call: Call,
-        changes: dict[str, bytes | None],
-        response: rpc.MemberRemoveResponse | rpc.MemberUpdateResponse,
-    ) -> None:
-        def answer(_: Result) -> bytes:
-            self._fill_all(response)
-            return self._encode(response)
+    def _change(self, call: Call, work: Callable[[], _Change]) -> None:
+        def done(answer: _Change | Exception) -> None:
+            if isinstance(answer, Exception):
+                call.fail_with(answer)
+                return
+            self._node.count_command()
+            self._fill_all(answer)
+            call.reply(self._encode(answer))
 
-        self._node.submit(call, AttributesRequest(tuple(changes.items())), answer)
+        self._node.writer.call(work, done)
 
-    def _fill_all(
-        self,
-        response: rpc.MemberAddResponse | rpc.MemberRemoveResponse | rpc.MemberUpdateResponse | rpc.MemberListResponse,
-    ) -> None:
+    def _fill_all(self, response: _Change | rpc.MemberListResponse) -> None:
         for member in self._members.all():
             _fill(response.members.add(), member)
 
-    def _encode(
-        self,
-        response: rpc.MemberAddResponse | rpc.MemberRemoveResponse | rpc.MemberUpdateResponse | rpc.MemberListResponse,
-    ) -> bytes:
+    def _encode(self, response: _Change | rpc.MemberListResponse) -> bytes:
         return self._node.headers.at(0) + response.SerializeToString()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from contextlib import suppress
 
@@ -63,9 +64,18 @@ class LeaseService:
         assert isinstance(result, DeleteResult)
         return self._node.headers.at(result.revision)
 
-    def time_to_live(self, _call: Call, message: rpc.LeaseTimeToLiveRequest) -> bytes:
+    def time_to_live(self, call: Call, message: rpc.LeaseTimeToLiveRequest) -> bytes | None:
         """Say how long a lease has, and which keys; of an unknown one that it has -1 seconds."""
-        header = self._node.header()
+        if not message.keys:
+            return self._node.header() + self._told(message)
+        call.run(self._told_beside(message))  # each key is a lookup
+        return None
+
+    async def _told_beside(self, message: rpc.LeaseTimeToLiveRequest) -> bytes:
+        told = await asyncio.get_running_loop().run_in_executor(None, self._told, message)
+        return self._node.header() + told
+
+    def _told(self, message: rpc.LeaseTimeToLiveRequest) -> bytes:
         response = rpc.LeaseTimeToLiveResponse(ID=message.ID, TTL=-1)
         try:
             lease = self._store.lease(message.ID)
@@ -75,7 +85,7 @@ class LeaseService:
             response.keys.extend(keys)
         except LeaseNotFoundError:
             response = rpc.LeaseTimeToLiveResponse(ID=message.ID, TTL=-1)
-        return header + response.SerializeToString()
+        return response.SerializeToString()
 
     def leases(self, _call: Call, _message: rpc.LeaseLeasesRequest) -> bytes:
         """List the leases, the one that ends first at the head."""

@@ -9,7 +9,6 @@ import tempfile
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import BinaryIO
 
 from mvccstore.attributes import AttributesRequest
 from mvccstore.etcd_file.buckets import AlarmRecord, ClusterRecords
@@ -148,8 +147,9 @@ class Maintenance:
     async def _snapshot(self, call: Call) -> None:
         loop = asyncio.get_running_loop()
         version = self._node.identity.storage_version
+        cluster = self._cluster_records()  # here, as all this belongs to the loop's thread
         with tempfile.TemporaryFile(dir=_folder_of(self._store), prefix=".snapshot-") as file:
-            await loop.run_in_executor(None, partial(self._write_database, file))
+            await loop.run_in_executor(None, partial(write_database_file, self._store, file, cluster=cluster))
             left = file.tell()
             file.seek(0)
             digest = sha256()
@@ -164,20 +164,16 @@ class Maintenance:
             call.send(rpc.SnapshotResponse(blob=digest.digest(), version=version).SerializeToString())
         call.finish()
 
-    def _write_database(self, file: BinaryIO) -> None:
+    def _cluster_records(self) -> ClusterRecords:
         node = self._node
-        write_database_file(
-            self._store,
-            file,
-            cluster=ClusterRecords(
-                members=tuple(node.members.all()),
-                removed_members=tuple(node.members.removed()),
-                alarms=tuple(node.alarms.all()),
-                index=node.raft_index,
-                term=node.raft_term,
-                cluster_version=f"{node.identity.cluster_version}.0",
-                storage_version=node.identity.storage_version,
-            ),
+        return ClusterRecords(
+            members=tuple(node.members.all()),
+            removed_members=tuple(node.members.removed()),
+            alarms=tuple(node.alarms.all()),
+            index=node.raft_index,
+            term=node.raft_term,
+            cluster_version=f"{node.identity.cluster_version}.0",
+            storage_version=node.identity.storage_version,
         )
 
     # The cluster of one

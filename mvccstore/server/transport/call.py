@@ -258,6 +258,12 @@ class Call(ABC):
             self.fail_with(error)
             return None
 
+    def break_off(self, error: Exception) -> None:
+        """End the call by its deadline, by what its requests are, or by what its receiver has raised. For transports."""
+        cancel = self.on_cancel
+        self.fail_with(error)
+        self._tell(cancel)  # I2
+
     def fail_with(self, error: Exception) -> None:
         """End the call with what the error of a handler means to a client."""
         told = error if isinstance(error, RpcError) else self.router.translate(error)

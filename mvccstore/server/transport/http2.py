@@ -184,7 +184,6 @@ class Http2Connection(asyncio.Protocol):
         if self._drain_timer is not None:
             self._drain_timer.cancel()
         self._cancel_all()
-        self._rest = b""
         self.out.clear()
         self._on_lost(self)
 
@@ -527,8 +526,9 @@ class Http2Connection(asyncio.Protocol):
         self.out.clear()
 
     def _give_up(self) -> None:
-        _log.warning("%s takes nothing of what it asks for: closed", self.peer.address)
-        self.abort()
+        if self._transport is not None and not self._transport.is_closing():  # else it was given up in this turn
+            _log.warning("%s takes nothing of what it asks for: closed", self.peer.address)
+            self.abort()
 
     def headers_frame(self, flags: int, number: int, block: bytes) -> bytes:
         """Pack a HEADERS frame, with what HPACK owes to the client before it."""

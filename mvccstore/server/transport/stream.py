@@ -9,7 +9,7 @@ Invariants:
   written in one piece, with its head and its trailers: the short way of `reply`.
 * I3. A stream is known to its connection until its last frame is written, or it was reset. After that it puts
   nothing into `out`.
-* I4. The connection's counts are the sums of what its streams have in `_queue` and in `_incoming`.
+* I4. The connection's counts are the sums of what its streams have in `_queue`, and in `_incoming` and `_held_request`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ from mvccstore.server.transport.status import Code, RpcError
 _PREFIX_BYTES = 5
 _NO_REQUEST = "cardinality violation: received no request message from non-client-streaming RPC"
 _JOINED_BYTES_MAX = 65_536
+_GZIP_MEMBERS_MAX = 16
+"""Of one request: what follows a member is copied to be read, so that many would take the square of their number."""
 _DEFLATED_BYTES_MAX = 1 << 20
 """Larger answers are sent as they are, also to who takes gzip: the loop's thread has others to serve."""
 
@@ -100,6 +102,7 @@ class Stream(Call):
     """One call over HTTP/2."""
 
     __slots__ = (
+        "_held_request",
         "_id",
         "_incoming",
         "_queue",
@@ -130,6 +133,8 @@ class Stream(Call):
         self.has_head = False
         self._incoming: bytearray | None = None
         self._request: bytes | None = None
+        self._held_request = 0
+        """The size of `_request`, if it waits for the end of the client's half."""
         self._receiver: Receiver | None = None
         self._queue: deque[bytes] | None = None
         self._queued = 0
@@ -151,8 +156,7 @@ class Stream(Call):
             if timeout <= 0:
                 self.expire()
                 return
-            if self.method.stream_handler is not None:
-                self._wire.deadlines.add(self, timeout)
+            self._wire.deadlines.add(self, timeout)
         if self.method.stream_handler is not None:
             self._receiver = self.open()
 
@@ -175,10 +179,14 @@ class Stream(Call):
                 self._assemble(payload)
             if is_end:
                 self._end()
-            elif self._receive_window < self._wire.limits.window_bytes // 2 and not self.is_done:
-                self._grant()
+            elif not self.is_done:
+                if self._request is not None and not self._held_request:
+                    self._wire.hold_bytes(len(self._request))
+                    self._held_request = len(self._request)
+                if self._receive_window < self._wire.limits.window_bytes // 2:
+                    self._grant()
         except RpcError as error:
-            self._break_off(error)
+            self.break_off(error)
 
     def _assemble(self, payload: bytes) -> None:
         self._wire.hold_bytes(len(payload))
@@ -219,7 +227,7 @@ class Stream(Call):
             try:
                 self._receiver.message(request)
             except Exception as error:  # noqa: BLE001 - ends the call
-                self._break_off(error)
+                self.break_off(error)
 
     def _decode(self, message: bytes) -> Any:
         try:
@@ -234,7 +242,7 @@ class Stream(Call):
             raise RpcError(Code.INTERNAL, "grpc: compressed flag set with identity or empty encoding")
         limit = self._wire.limits.message_bytes_max
         plain = b""
-        while True:
+        for _ in range(_GZIP_MEMBERS_MAX):
             inflater = zlib.decompressobj(wbits=31)
             try:
                 plain += inflater.decompress(message, limit + 1 - len(plain))
@@ -248,9 +256,8 @@ class Stream(Call):
             message = inflater.unused_data
             if not message:
                 return plain
-            # What follows is another member (RFC 1952 2.2); one that is empty would cost as much as it pleases.
-            if not plain:
-                raise RpcError(Code.INTERNAL, "grpc: failed to read decompressed data: an empty member")
+            # What follows is another member (RFC 1952 2.2).
+        raise RpcError(Code.INTERNAL, f"grpc: failed to read decompressed data: more than {_GZIP_MEMBERS_MAX} members")
 
     def _end(self) -> None:
         if self._incoming:
@@ -260,14 +267,18 @@ class Stream(Call):
                 try:
                     self._receiver.end()
                 except Exception as error:  # noqa: BLE001 - ends the call
-                    self._break_off(error)
+                    self.break_off(error)
             return
         if self._request is None:
             raise RpcError(Code.INTERNAL, _NO_REQUEST)
         request, self._request = self._decode(self._request), None
+        self._unhold_request()
         self.serve(request)
-        if not self.is_done and self.head.timeout is not None:
-            self._wire.deadlines.add(self, self.head.timeout)
+
+    def _unhold_request(self) -> None:
+        if self._held_request:
+            self._wire.hold_bytes(-self._held_request)
+            self._held_request = 0
 
     def _grant(self) -> None:
         """Let the client send more, unless it does not take what it is answered."""
@@ -283,13 +294,7 @@ class Stream(Call):
         """The deadline has passed."""
         if not self.is_done:
             self._drop_queue()  # its client does not want it any more
-            self._break_off(RpcError(Code.DEADLINE_EXCEEDED, "context deadline exceeded"))
-
-    def _break_off(self, error: Exception) -> None:
-        """End the call by its deadline, by what its requests are, or by what its receiver has raised."""
-        cancel = self.on_cancel
-        self.fail_with(error)
-        self._tell(cancel)
+            self.break_off(RpcError(Code.DEADLINE_EXCEEDED, "context deadline exceeded"))
 
     def cancel(self) -> None:
         """The client has reset the stream, or is gone: nothing more can be sent."""
@@ -312,6 +317,7 @@ class Stream(Call):
         self.on_cancel = self.on_writable = None
         self._receiver = None
         self._request = None
+        self._unhold_request()
         if self._waiter is not None:
             self._wake_waiter()
         if self.bucket is not None:
