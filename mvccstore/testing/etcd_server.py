@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from mvccstore.clock import Clock, SystemClock
 from mvccstore.opening import open_store
@@ -14,8 +14,10 @@ from mvccstore.server.serving import Serving, serve
 from mvccstore.store import Store
 from mvccstore.testing.calls import Calls
 from mvccstore.testing.clock import FakeClock
+from mvccstore.testing.contents import Contents, load, snapshot
 from mvccstore.testing.faults import Faults
 from mvccstore.testing.loop import call_on, run_on, shared_loop
+from mvccstore.testing.report import final_contents, last_calls, open_streams
 from mvccstore.testing.tap import Tap
 
 T = TypeVar("T")
@@ -52,6 +54,21 @@ class Etcd:
     """A running etcd, for `with` and `async with`. Get one from `mvccstore.testing.etcd`, or the fixture `etcd`.
 
     All servers of a process share one thread. A server is for its test: what the test leaves open is cut when it ends.
+
+    Args:
+        store: A store to serve, which stays the caller's; None for a new one in memory.
+        clock: `real`; `virtual` for time that stands still until `etcd.clock.advance(seconds)`; or a `FakeClock`.
+        contents: What is in it at first; see `load`.
+        port: The TCP port; 0 has one chosen.
+        options: How it behaves; see `mvccstore.server.ServerOptions`.
+
+    Raises:
+        ValueError: A setting is none.
+        OSError: The port is taken; when it is started.
+
+    >>> with Etcd(contents={"a": "1"}) as etcd:
+    ...     etcd.snapshot()["keys"]
+    [{'key': 'a', 'value': '1', 'create_revision': 2, 'mod_revision': 2, 'version': 1}]
     """
 
     def __init__(
@@ -59,6 +76,7 @@ class Etcd:
         *,
         store: Store | None = None,
         clock: Literal["real", "virtual"] | FakeClock = "real",
+        contents: Contents | None = None,
         port: int = 0,
         options: ServerOptions | None = None,
     ) -> None:
@@ -68,6 +86,7 @@ class Etcd:
         self._fake = FakeClock() if clock == "virtual" else clock if isinstance(clock, FakeClock) else None
         self._time: Clock = self._fake or SystemClock()
         self._given = store
+        self._contents = contents
         self._port = port
         self._options = options or ServerOptions(grace_seconds=0.0)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -151,6 +170,30 @@ class Etcd:
         """Cut every connection; return how many there were. Clients may come again."""
         return self.call(lambda: self.server.drop_connections())
 
+    def snapshot(self) -> dict[str, Any]:
+        """Return its contents as plain data, for golden tests: see `mvccstore.testing.contents`. O(keys)."""
+        return snapshot(self.store)
+
+    def load(self, contents: Contents) -> None:
+        """Add contents: what `snapshot` returned, a mapping of keys to values, or the path of a JSON file of either.
+
+        Raises:
+            ValueError: They are not contents.
+            OSError: The file cannot be read.
+        """
+        load(self.store, contents)
+
+    def report(self) -> list[tuple[str, str]]:
+        """Return titles and texts that say what happened and how it stands; what a failed test prints."""
+        if self._serving is None:
+            return []
+        name = f"etcd at {self.endpoint}"
+        return [
+            (f"{name}: last calls", last_calls(self.calls)),
+            (f"{name}: contents", final_contents(self.store)),
+            (f"{name}: open streams", open_streams(self.calls)),
+        ]
+
     # Starting and stopping
 
     def start(self) -> None:
@@ -163,6 +206,8 @@ class Etcd:
         try:
             if store is None:
                 store = open_store(clock=self._time)
+            if self._contents is not None:
+                load(store, self._contents)
             serving = serve(
                 store,
                 port=self._port,
