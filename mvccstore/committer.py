@@ -182,6 +182,11 @@ class Committer:
         self.block = None
         self.queue = CommitQueue(self._apply)
 
+    def reload(self) -> None:
+        """Take over the state that the engine holds. In a turn."""
+        with closing(self._engine.read()) as txn:
+            self.state = load(txn, self._engine.path)
+
     def _refresh(self) -> None:
         if self._is_stale:
             with closing(self._engine.read()) as txn:

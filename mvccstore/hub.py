@@ -63,6 +63,10 @@ class Waiter(Protocol):
         """Look again whether there is something. From any thread; must not wait."""
         ...
 
+    def cut(self, revision: int) -> None:
+        """End as if everything below a revision were compacted."""
+        ...
+
 
 class Topic:
     """A key or range that is watched, and the tail of its batches."""
@@ -211,15 +215,30 @@ class Hub:
     def lost(self, revision: int) -> None:
         """Have everybody read the log up to a revision: what was committed last could not be published."""
         with self.mutex:
-            self.revision = max(self.revision, revision)
-            for topic in self._topics.values():
-                topic.floor = self.revision
-                # A number that no watcher waits for: what is added next does not follow on what they have.
-                topic.start = topic.end = topic.end + 2
-                topic.empty()
-            self._order.clear()
-            self._events = self._bytes = self._dead = 0
+            self._begin_anew(max(self.revision, revision))
         self.wake_all()
+
+    def rewound(self, revision: int) -> None:
+        """Go back to a revision, and end every watcher: what they have seen was not to be. In the writer's turn."""
+        with self.mutex:
+            self._let_go()
+            for topic in list(self._topics.values()):
+                for ref in list(topic.watchers):
+                    waiter = ref()
+                    if waiter is not None:
+                        waiter.cut(revision + 1)
+            self._begin_anew(revision)
+        self.wake_all()
+
+    def _begin_anew(self, revision: int) -> None:
+        self.revision = revision
+        for topic in self._topics.values():
+            topic.floor = revision
+            # A number that no watcher waits for: what is added next does not follow on what they have.
+            topic.start = topic.end = topic.end + 2
+            topic.empty()
+        self._order.clear()
+        self._events = self._bytes = self._dead = 0
 
     def wake_all(self) -> None:
         """Wake everybody, to look at what has changed."""

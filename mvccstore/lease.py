@@ -147,6 +147,14 @@ class Leases:
                 if lease_id not in self._table:
                     self._table.add(lease_id, ttl_ms, now)
 
+    def begin_anew(self, txn: ReadTxn, path: str) -> None:
+        """Have the leases that are stored, and no others; each has its whole time. O(leases)."""
+        with self._mutex:
+            self._table = LeaseTable()
+            self._kept.clear()
+            self._ending.clear()
+            self.load(txn, path)
+
     def on_commit(self, changes: list[LeaseGrantRequest | LeaseRevokeRequest]) -> None:
         """Take over what a commit granted and revoked."""
         now = self._clock.monotonic()

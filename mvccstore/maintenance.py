@@ -44,6 +44,13 @@ class Reclaimer:
         self._noted_count = 0
         self._looked_at = 0  # records, in this pass
 
+    def change_beside(self, change: Callable[[], None]) -> None:
+        """Have the tables changed between two steps, and forget the pass under way: it is of other tables."""
+        with self._lock:
+            change()
+            self._noted.clear()
+            self._noted_count = self._looked_at = 0
+
     def run(self, should_stop: Callable[[], bool] = bool) -> None:
         """Reclaim all that may go now. Returns early when `should_stop` says so."""
         with self._lock:

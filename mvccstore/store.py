@@ -417,6 +417,16 @@ class Store(WritableView, LiveView, Subscribing, Attributing, Upkeep, Past, Reci
             self._leases.on_commit(changes.leases)
         self._hub.publish(changes, revision)
 
+    def _reload(self) -> None:
+        """Go by the tables, which were changed by something else than commits. In an exclusive turn."""
+        self._committer.reload()
+        with closing(self._engine.read()) as txn:
+            self._leases.begin_anew(txn, self._path)
+        self._hub.rewound(self._committer.state.revision)
+        if self._quota.limit_bytes:
+            self._quota.measure()
+        self._wake_maintainer()
+
     # Closing
 
     def close(self) -> None:

@@ -45,6 +45,8 @@ class Watcher:
     a watcher begun at `revision + 1` goes on where this one is.
     """
 
+    _cut: CompactedError | None = None  # on the class, as hardly any is ever cut
+
     def __init__(
         self,
         view: View,
@@ -200,6 +202,10 @@ class Watcher:
 
     # For the hub, and for those who wait in other ways than a thread
 
+    def cut(self, revision: int) -> None:
+        """End with `CompactedError`, as if everything below a revision were compacted."""
+        self._cut = CompactedError(min(self._cursor + 1, revision - 1), revision)
+
     def listen(self, on_wake: Callable[[], None] | None) -> bool:
         """Be woken when there is something: by a call of `on_wake`, from another thread, or by the gate.
 
@@ -207,7 +213,7 @@ class Watcher:
         """
         topic = self._topic
         with self._hub.mutex:
-            if self._is_closed or self._hub.is_closed:
+            if self._is_closed or self._hub.is_closed or self._cut is not None:
                 return False
             if not self._hub.is_remote and (topic.end > self._number or self._cursor < topic.floor):
                 return False
@@ -257,7 +263,7 @@ class Watcher:
         `poll` reads all of it.
         """
         hub = self._hub
-        if self.has_batch or self._is_closed or hub.is_closed:
+        if self.has_batch or self._is_closed or hub.is_closed or self._cut is not None:
             return True
         if self._rejoin() or (hub.is_remote and hub.current() <= self._cursor):
             return True
@@ -272,6 +278,9 @@ class Watcher:
         """Return the next batch, if there is one now."""
         hub, topic = self._hub, self._topic
         while True:
+            if self._cut is not None and not self._is_closed:
+                self.close()
+                raise self._cut
             if self._is_closed:
                 raise ClosedError(_WHAT)
             if hub.is_closed:

@@ -223,6 +223,18 @@ class MemoryEngine:
         assert [len(table) for table in self.plain] == own.lengths[:-1]  # I5
         self._current = _Diff(own.lengths, own.used_bytes)
 
+    def rewind(self, view: MemoryReadTxn) -> None:
+        """Make what an open view shows the newest state again. No write transaction may be open. O(changes since).
+
+        For who sees to it that nothing else remembers what came after; see `mvccstore.rewind`.
+        """
+        with self.lock:
+            then = view._diff
+            own = _Diff(then.lengths.copy(), then.used_bytes)
+            own.plain = [_Overlay(overlay) for overlay in then.plain]
+            own.index = _Overlay(then.index)
+            self.install(own, self._current)
+
     def sync(self) -> None:
         """Do nothing: no commit of this engine survives a power cut."""
 

@@ -37,9 +37,13 @@ class Alarms:
         """Whether any member has raised NOSPACE."""
         self.is_corrupt = False
         """Whether any member has raised CORRUPT."""
-        self._raised = {_unpack(name): None for name in store.attributes(_PREFIX)}
-        self._size_bytes = store.stats().file_bytes
         self._admitted_bytes = 0
+        self.reload()
+
+    def reload(self) -> None:
+        """Go by what is stored."""
+        self._raised = {_unpack(name): None for name in self._store.attributes(_PREFIX)}
+        self._size_bytes = self._store.stats().file_bytes
         self._look()
 
     def all(self, kind: int = 0) -> list[AlarmRecord]:

@@ -30,9 +30,15 @@ class Members:
     def __init__(self, store: Store, identity: Identity) -> None:
         self._store = store
         self.own = MemberRecord(identity.member_id, identity.peer_urls, identity.name, identity.client_urls)
-        stored = store.attribute(_name(self.own.id))
-        if stored is not None:  # its peer URLs may have been changed since
-            self.own = replace(self.own, peer_urls=_unpack(self.own.id, stored).peer_urls)
+        self._peer_urls = identity.peer_urls
+        self.reload()
+
+    def reload(self) -> None:
+        """Go by what is stored."""
+        stored = self._store.attribute(_name(self.own.id))
+        # They may have been changed since it was first started.
+        peer_urls = self._peer_urls if stored is None else _unpack(self.own.id, stored).peer_urls
+        self.own = replace(self.own, peer_urls=peer_urls)
 
     def advertise(self, client_urls: tuple[str, ...]) -> None:
         """Note where clients reach this member, now that it listens."""

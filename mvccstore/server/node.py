@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from mvccstore.attributes import AttributesRequest
 from mvccstore.clock import Clock
 from mvccstore.errors import StoreError
+from mvccstore.rewind import Mark, rewind
 from mvccstore.server.alarms import Alarms
 from mvccstore.server.errors import Refusal
 from mvccstore.server.member import Identity
@@ -79,6 +80,7 @@ class Node:
         self.members = Members(store, identity)
         self.is_stopping = False
         self._closers: list[Callable[[], None]] = []
+        self._rewound: list[Callable[[], None]] = [self.alarms.reload, self.members.reload]
 
     @property
     def revision(self) -> int:
@@ -125,6 +127,21 @@ class Node:
             note = _packed(self.raft_term, self.raft_index + _INDEX_SLACK, self.store.revision)
             # Should it not be written, nothing else could be either.
             self.writer.submit(AttributesRequest(((_RAFT, note),)), lambda _: None)
+
+    def at_rewind(self, callback: Callable[[], None]) -> None:
+        """Have something called after the store was made what it was before."""
+        self._rewound.append(callback)
+
+    def rewind(self, to: Mark) -> None:
+        """Make the store what it was at a mark, and go by it: for tests. Clients stay connected, watches are cancelled.
+
+        Raises: As `mvccstore.rewind.rewind`.
+        """
+        index = self.raft_index
+        rewind(self.store, to)
+        self._base_index += index - self.raft_index  # I1
+        for callback in self._rewound:
+            callback()
 
     def at_stop(self, closer: Callable[[], None]) -> None:
         """Have something called when the server begins to stop: services end what has no end of its own."""

@@ -8,7 +8,10 @@ from dataclasses import replace
 from typing import Any, Literal, Self, TypeVar
 
 from mvccstore.clock import Clock, SystemClock
+from mvccstore.engine import IN_MEMORY
+from mvccstore.errors import StoreError
 from mvccstore.opening import open_store
+from mvccstore.rewind import Mark, mark
 from mvccstore.server.server import Server, ServerOptions
 from mvccstore.server.serving import Serving, serve
 from mvccstore.store import Store
@@ -87,6 +90,7 @@ class Etcd:
         self._time: Clock = self._fake or SystemClock()
         self._given = store
         self._contents = contents
+        self._begun: Mark | None = None
         self._port = port
         self._options = options or ServerOptions(grace_seconds=0.0)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -183,6 +187,38 @@ class Etcd:
         """
         load(self.store, contents)
 
+    def mark(self) -> Mark:
+        """Note its state, to `rewind` to it any number of times. O(1).
+
+        Raises:
+            StoreError: Its store is not in memory.
+        """
+        return self.call(lambda: mark(self.store))
+
+    def rewind(self, to: Mark) -> None:
+        """Make it what it was at a mark: keys, history, leases, alarms, members, users, the revision counter.
+
+        Clients stay connected. Open watches are cancelled as by a compaction of everything before. Leases have their
+        whole time again. Cost: a millisecond for some thousand changes since.
+
+        Raises:
+            StoreError: The mark is of another server.
+        """
+        self.call(lambda: self.server.node.rewind(to))
+
+    def reset(self) -> None:
+        """Make it what it was when it was started, initial contents included; forget its calls, end its faults.
+
+        Raises:
+            StoreError: Its store is not in memory.
+        """
+        if self._begun is None:
+            msg = f"{self.store.path} cannot go back: only a store in memory can"
+            raise StoreError(msg)
+        self.faults.clear()
+        self.rewind(self._begun)
+        self.calls.clear()
+
     def report(self) -> list[tuple[str, str]]:
         """Return titles and texts that say what happened and how it stands; what a failed test prints."""
         if self._serving is None:
@@ -215,6 +251,7 @@ class Etcd:
                 clock=self._time,
             )
             run_on(loop, serving.start())
+            self._begun = mark(store) if store.path == IN_MEMORY else None
         except BaseException:
             if store is not None and self._given is None:
                 store.close()
@@ -229,6 +266,7 @@ class Etcd:
             return
         assert self._loop is not None
         store = serving.store
+        self._begun = None
         try:
             run_on(self._loop, serving.stop())
         finally:

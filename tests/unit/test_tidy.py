@@ -41,6 +41,7 @@ LAYERS = (
         "quota",
         "recipes",
         "records",
+        "rewind",
         "store",
         "subscribing",
         "subscription",

@@ -38,6 +38,10 @@ class OpenStream(Protocol):
         """Tell how far it is."""
         ...
 
+    def cut(self, revision: int) -> None:
+        """Cancel all watches as if everything below a revision were compacted."""
+        ...
+
 
 class Ticks:
     """One timer for the signs of progress of all streams, each at an interval of its own from its first watch on."""
@@ -120,3 +124,9 @@ class Hall:
         self.groups = Groups(node, self.turns)
         self.replays = Replays(self.groups)
         self.ticks = Ticks(node)
+        node.at_rewind(self._cut)
+
+    def _cut(self) -> None:
+        """Cancel every watch, as if what comes next for it were compacted: the store went back."""
+        for stream in list(self.streams):
+            stream.cut(self.node.revision + 1)

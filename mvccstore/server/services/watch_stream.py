@@ -82,6 +82,13 @@ class WatchStream(Work):
     def end(self) -> None:
         """Nothing more is asked for; events go on."""
 
+    def cut(self, revision: int) -> None:
+        """Cancel all watches as if everything below a revision were compacted."""
+        self._asked.clear()
+        for watch in self._watches.values():
+            if watch.state is not State.COMPACTED:
+                watch.cancel_compacted(self._node, revision)
+
     def _create(self, request: Any) -> None:
         key = request.key or _FIRST_KEY
         range_end = request.range_end
