@@ -1,4 +1,4 @@
-"""The command: `python -m benchmarks core|watch|wire [--json]`."""
+"""The command: `python -m benchmarks core|watch|wire|testing [--json]`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from benchmarks import bench_compact, bench_kv, bench_size, bench_watch, bench_wire
+from benchmarks import bench_compact, bench_kv, bench_size, bench_testing, bench_watch, bench_wire
 from benchmarks.harness import filesystem, machine
 from benchmarks.report import Report, markdown, text
 from benchmarks.workloads import FULL, QUICK, Workload
@@ -24,7 +24,12 @@ RESULTS = HERE / "results"
 README = HERE / "README.md"
 MARKS = ("<!-- results/{}.json -->\n", "<!-- end -->")
 _BEGUN = time.perf_counter()
-PARTS = {"core": ("fsync", "kv", "compact", "open", "hot"), "watch": bench_watch.PARTS, "wire": bench_wire.PARTS}
+PARTS = {
+    "core": ("fsync", "kv", "compact", "open", "hot"),
+    "watch": bench_watch.PARTS,
+    "wire": bench_wire.PARTS,
+    "testing": bench_testing.PARTS,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,8 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.keys is not None:
         sizes = sizes.scaled(options.keys)
     workload = Workload(sizes, options.seed)
-    if options.suite == "wire":
-        report = wire(workload, parts, options.dir, options.etcd)
+    if options.suite in {"wire", "testing"}:
+        report = (wire if options.suite == "wire" else testing)(workload, parts, options.dir, options.etcd)
     else:
         report = (core if options.suite == "core" else watch)(workload, parts, options.dir)
     report.facts["workload"] = {
@@ -66,7 +71,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--quick", action="store_true", help="tiny sizes: to see that it runs, not how fast")
     found.add_argument("--save", nargs="?", const="", metavar="NAME", help="write results/NAME.json, too")
     found.add_argument("--dir", type=Path, help="a folder on the disk to measure (default: for temporary files)")
-    found.add_argument("--etcd", metavar="PATH", help="the etcd that `wire` compares with (default: see README)")
+    found.add_argument(
+        "--etcd", metavar="PATH", help="the etcd that `wire` and `testing` compare with (default: see README)"
+    )
     return found
 
 
@@ -121,6 +128,20 @@ def wire(workload: Workload, parts: list[str], folder: Path | None, etcd: str | 
         for part in parts:
             _say(f"{part}: measuring")
             bench_wire.bench_wire(here / part, workload, report, [part], etcd)
+    report.facts["seconds"] = round(time.perf_counter() - begun, 1)
+    return report
+
+
+def testing(workload: Workload, parts: list[str], folder: Path | None, etcd: str | None) -> Report:
+    """Run the parts of the testing suite."""
+    begun = time.perf_counter()
+    report = Report()
+    with tempfile.TemporaryDirectory(prefix="mvccstore-bench-", dir=folder) as name:
+        here = Path(name)
+        report.facts["machine"] = machine(here)
+        for part in parts:
+            _say(f"{part}: measuring")
+            bench_testing.bench_testing(here, workload, report, part, etcd)
     report.facts["seconds"] = round(time.perf_counter() - begun, 1)
     return report
 

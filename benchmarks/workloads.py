@@ -66,6 +66,9 @@ class Sizes:
     wire_fan_connections: int = 10
     """Of ten watchers each."""
     wire_fan_puts: int = 500
+    testing_starts: int = 200
+    testing_servers: int = 1_000
+    testing_real_starts: int = 7
 
     def scaled(self, keys: int) -> Sizes:
         """Return these sizes with another number of keys."""
@@ -104,6 +107,9 @@ QUICK = Sizes(
     wire_ranges=8,
     wire_fan_connections=2,
     wire_fan_puts=20,
+    testing_starts=5,
+    testing_servers=20,
+    testing_real_starts=1,
 )
 
 

@@ -15,7 +15,7 @@ from benchmarks.__main__ import README, main, with_tables
 from benchmarks.bench_watch import Crowd, Idle
 from benchmarks.engines import KineTable, RawLmdb
 from benchmarks.harness import Series, filesystem, fsync_us, percentile, race, ratio, significant
-from benchmarks.report import CORE, WATCH, Report, Target, markdown, text
+from benchmarks.report import CORE, TESTING, WATCH, Report, Target, markdown, text
 from benchmarks.workloads import FULL, QUICK, Workload, key, new_key
 from mvccstore import KeyRange
 
@@ -48,8 +48,28 @@ def watch_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return _printed("watch", tmp_path_factory.mktemp("bench"))
 
 
-def _printed(suite: str, folder: Path) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks", suite, "--quick", "--json", "--seed", "3", "--dir", str(folder)]
+@pytest.fixture(scope="module")
+def testing_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a quick run of the testing suite prints, without the part that needs a real etcd."""
+    return _printed(
+        "testing", tmp_path_factory.mktemp("bench"), "--only", "fixture", "--only", "reset", "--only", "many"
+    )
+
+
+def _printed(suite: str, folder: Path, *more: str) -> dict[str, Any]:
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks",
+        suite,
+        "--quick",
+        "--json",
+        "--seed",
+        "3",
+        "--dir",
+        str(folder),
+        *more,
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert list(folder.iterdir()) == []
@@ -112,6 +132,17 @@ def test_watch_rows_hold_the_numbers_behind_the_figures(watch_run: dict[str, Any
         assert all(name in shown for name in WATCH)
 
 
+def test_testing_json_has_the_figures_that_need_no_etcd(testing_run: dict[str, Any]) -> None:
+    assert set(testing_run) == set(TESTING) - {"vs_real_etcd_start_ratio"} | {"rows", "machine", "workload", "seconds"}
+    assert 0 < testing_run["fixture_ms_p50"] <= testing_run["fixture_ms_p99"]
+    rows = testing_run["rows"]["mvccstore"]
+    median = rows["an etcd for a test, to the first answer"]["us_median"]
+    assert testing_run["fixture_ms_p50"] == pytest.approx(median / 1_000, rel=0.01)
+    assert testing_run["reset_ms_p50"] == pytest.approx(rows["reset after 1,000 puts"]["us_median"] / 1_000, rel=0.01)
+    for shown in (text(testing_run), markdown(testing_run)):
+        assert all(name in shown for name in TESTING if name in testing_run)
+
+
 def test_idle_watchers_are_many_and_never_woken(tmp_path: Path) -> None:
     with mvccstore.open(tmp_path / "store.mvcc") as store:
         idle = Idle(store, 100)
@@ -145,7 +176,7 @@ def test_a_part_of_another_suite_is_refused(capsys: pytest.CaptureFixture[str]) 
 
 def test_readme_tables_are_those_of_the_saved_run() -> None:
     readme = README.read_text(encoding="utf-8")
-    assert all(f"| {name} |" in readme for name in ("get_vs_lmdb", *WATCH))
+    assert all(f"| {name} |" in readme for name in ("get_vs_lmdb", *WATCH, *TESTING))
     assert with_tables(readme) == readme
 
 
