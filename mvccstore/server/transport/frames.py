@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 from struct import Struct
+from typing import NamedTuple
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 FRAME_HEAD_BYTES = 9
@@ -108,3 +109,51 @@ def unpadded(payload: bytes) -> bytes:
 def window_frame(stream_id: int, increment: int) -> bytes:
     """Pack a WINDOW_UPDATE frame."""
     return frame(WINDOW_UPDATE, 0, stream_id, increment.to_bytes(4))
+
+
+def after_preface(awaited: bytes, data: bytes) -> tuple[bytes, bytes]:
+    """Return what is still to come of the preface, of which `awaited` was, and what follows it.
+
+    Raises:
+        ProtocolError: It is another.
+    """
+    count = min(len(data), len(awaited))
+    if data[:count] != awaited[:count]:
+        raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "bad preface")
+    return awaited[count:], data[count:]
+
+
+class _Form(NamedTuple):
+    """What RFC 9113 section 6 says of the frames of a kind."""
+
+    name: str
+    is_of_stream: bool | None
+    """Whether it belongs to a stream, or to the connection; None for either."""
+    bytes_min: int = 0
+    is_exact: bool = False
+    """Whether it has no more than `bytes_min`."""
+
+
+_FORMS = {
+    PRIORITY: _Form("PRIORITY", is_of_stream=True),
+    RST_STREAM: _Form("RST_STREAM", is_of_stream=True, bytes_min=4, is_exact=True),
+    SETTINGS: _Form("SETTINGS", is_of_stream=False),
+    PING: _Form("PING", is_of_stream=False, bytes_min=8, is_exact=True),
+    GOAWAY: _Form("GOAWAY", is_of_stream=False, bytes_min=8),
+    WINDOW_UPDATE: _Form("WINDOW_UPDATE", is_of_stream=None, bytes_min=4, is_exact=True),
+}
+
+
+def check_form(kind: int, number: int, payload: bytes) -> None:
+    """Raise `ProtocolError` if a frame of this kind may not be of this stream, or of this size."""
+    form = _FORMS.get(kind)
+    if form is None:
+        return
+    if form.is_of_stream is not None and form.is_of_stream != (number != 0):
+        raise ProtocolError(
+            ErrorCode.PROTOCOL_ERROR, f"{form.name} on {'stream 0' if form.is_of_stream else 'a stream'}"
+        )
+    if form.is_exact and len(payload) != form.bytes_min:
+        raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, f"{form.name} has not {form.bytes_min} bytes")
+    if len(payload) < form.bytes_min:
+        raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, f"{form.name} is too short")

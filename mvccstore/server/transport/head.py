@@ -34,7 +34,7 @@ _RESERVED = frozenset({b"te", b"content-type", b"grpc-encoding", b"grpc-accept-e
 class Head:
     """A request's head. Shared by the calls that sent the same block, so it never changes."""
 
-    __slots__ = ("http_status", "is_gzip", "metadata", "method", "refusal", "timeout")
+    __slots__ = ("http_status", "is_gzip", "is_plain_unary", "metadata", "method", "refusal", "timeout")
 
     def __init__(self) -> None:
         self.method: Method | None = None
@@ -47,6 +47,8 @@ class Head:
         """Why the call ends before it begins."""
         self.http_status = 200
         """What a refusal answers with as `:status`."""
+        self.is_plain_unary = False
+        """It is a unary call without a deadline, and not refused."""
 
 
 class _Table(HeaderTable):  # type: ignore[misc,unused-ignore]
@@ -71,6 +73,11 @@ class HeadDecoder:
         self._decoder.header_table = self._table
         self._kept: dict[bytes, Head] = {}
         self._kept_at = 0
+
+    def kept_unary(self, block: bytes) -> Head | None:
+        """Return the head of a block that is known, of a unary call without a deadline; None of another."""
+        head = self._kept.get(block) if self._table.changes == self._kept_at else None
+        return head if head is not None and head.is_plain_unary else None
 
     def decode(self, block: bytes) -> Head:
         """Decode the block of a request.
@@ -131,6 +138,8 @@ class HeadDecoder:
                 raise RpcError(Code.UNIMPLEMENTED, message)
         except RpcError as error:
             head.refusal = error
+        else:
+            head.is_plain_unary = head.method.handler is not None and head.timeout is None
         return head
 
 

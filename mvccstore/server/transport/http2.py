@@ -26,6 +26,7 @@ from typing import Any, cast
 from mvccstore.server.transport.blocks import TABLE_SIZE_0, refusal_block
 from mvccstore.server.transport.call import Peer, Router
 from mvccstore.server.transport.deadlines import Deadlines
+from mvccstore.server.transport.draining import Draining
 from mvccstore.server.transport.frames import (
     ACK,
     CONTINUATION,
@@ -52,6 +53,8 @@ from mvccstore.server.transport.frames import (
     ProtocolError,
     Setting,
     StreamError,
+    after_preface,
+    check_form,
     frame,
     goaway_frame,
     rst_frame,
@@ -62,9 +65,10 @@ from mvccstore.server.transport.frames import (
 )
 from mvccstore.server.transport.guard import Guard
 from mvccstore.server.transport.head import Head, HeadDecoder, check_trailers
+from mvccstore.server.transport.keepalive import Keepalive, Verdict
 from mvccstore.server.transport.limits import TransportLimits
 from mvccstore.server.transport.settings import ClientSettings
-from mvccstore.server.transport.stream import Stream
+from mvccstore.server.transport.stream import MESSAGE_HEAD_BYTES, Stream
 
 _log = logging.getLogger("mvccstore.server")
 
@@ -72,9 +76,8 @@ _FLUSH_BYTES = 65_536
 _FLUSH_PARTS = 2_048
 """So many pieces are written even if more input is to be carried out: some 200 answers, each of one frame at most."""
 _STREAMS_A_COST = 64
+_WHOLE_BYTES_MIN = FRAME_HEAD_BYTES + MESSAGE_HEAD_BYTES
 _CONNECTION_WINDOWS = 16
-_DRAIN_SECONDS = 1.0
-_DRAIN_PING = b"drain\0\0\0"
 _KEEPALIVE_PING = b"alive\0\0\0"
 
 
@@ -117,19 +120,17 @@ class Http2Connection(asyncio.Protocol):
         self._is_flush_planned = False
         self._settings = ClientSettings()
         self._window_bytes = limits.window_bytes * _CONNECTION_WINDOWS
+        self._whole_bytes_max = min(limits.window_bytes, limits.message_bytes_max, FRAME_BYTES_MAX)
         self._receive_window = WINDOW_BYTES
-        self._last_id = 0
-        self._goaway_id = STREAM_ID_MAX
-        self._drain_timer: asyncio.TimerHandle | None = None
+        self.last_id = 0
+        self._draining = Draining(self, loop)
         self._has_settings = False
         # A header block under way: its stream, flags of HEADERS, and what has come of it.
         self._block: tuple[int, int, bytearray] | None = None
         self._queued = 0
         self._held = 0
         self._unread = 0
-        self._made_at = self.heard_at = loop.time()
-        self.pinged_at: float | None = None
-        self._closing_at: float | None = None
+        self._keepalive = Keepalive(limits, loop.time())
 
     # The transport's calls
 
@@ -148,12 +149,11 @@ class Http2Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Carry out every frame that is complete."""
-        self.heard_at = self._loop.time()
-        self.pinged_at = None  # whatever it says, it is there
+        self._keepalive.hear(self._loop.time())
         self._is_receiving = True
         try:
             if self._awaited:
-                data = self._check_preface(data)
+                self._awaited, data = after_preface(self._awaited, data)
             self._receive(self._rest + data if self._rest else data)
         except ProtocolError as error:
             self._go_away(error.code, error.reason)
@@ -181,8 +181,7 @@ class Http2Connection(asyncio.Protocol):
     def connection_lost(self, _error: Exception | None) -> None:
         """End every call."""
         self._transport = None
-        if self._drain_timer is not None:
-            self._drain_timer.cancel()
+        self._draining.cancel()
         self._cancel_all()
         self.out.clear()
         self._on_lost(self)
@@ -194,14 +193,6 @@ class Http2Connection(asyncio.Protocol):
             stream.cancel()
 
     # Parsing
-
-    def _check_preface(self, data: bytes) -> bytes:
-        """Return what follows the preface, of which some may have come before."""
-        count = min(len(data), len(self._awaited))
-        if data[:count] != self._awaited[:count]:
-            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "bad preface")
-        self._awaited = self._awaited[count:]
-        return data[count:]
 
     def _receive(self, data: bytes) -> None:
         position, end = 0, len(data)
@@ -219,12 +210,51 @@ class Http2Connection(asyncio.Protocol):
             if self._transport is None or self._transport.is_closing():
                 return
             try:
+                if kind == HEADERS and flags == END_HEADERS and end - position >= _WHOLE_BYTES_MIN:
+                    position += self._take_whole(number, payload, data, position)
+                    if position > stop:
+                        if len(self.out) > _FLUSH_PARTS:
+                            self.flush()
+                        continue
                 self._take(kind, flags, number, payload)
             except StreamError as error:
                 self._reset(number, error.code)
             if len(self.out) > _FLUSH_PARTS:
                 self.flush()
         self._rest = data[position:]
+
+    def _take_whole(self, number: int, block: bytes, data: bytes, position: int) -> int:
+        """Serve a call that has come as a whole and looks like one before: a tenth less work than by its two frames.
+
+        Returns: The size of its DATA frame, which begins at `position`; 0 if it is none of these, and nothing was done.
+        """
+        high, low, kind, flags, data_number = unpack_head(data, position)
+        size: int = high << 16 | low
+        start = position + FRAME_HEAD_BYTES
+        message = data[start + MESSAGE_HEAD_BYTES : start + size]
+        if (
+            kind != DATA
+            or flags != END_STREAM
+            or data_number != number
+            or not self.last_id < number <= self._draining.last_served
+            or number % 2 == 0
+            or size > self._whole_bytes_max
+            or len(message) != size - MESSAGE_HEAD_BYTES
+            or data[start : start + MESSAGE_HEAD_BYTES] != b"\0" + len(message).to_bytes(4)
+            or self._receive_window - size < self._window_bytes // 2
+            or self._block is not None
+            or len(self._streams) >= self.limits.streams_max
+        ):
+            return 0
+        head = self._heads.kept_unary(block)
+        if head is None:
+            return 0
+        self.last_id = number
+        self._receive_window -= size
+        stream = Stream(self._router, self, head, number, self.peer, self._settings.initial_window)
+        self._streams[number] = stream
+        stream.serve_whole(message)
+        return FRAME_HEAD_BYTES + size
 
     def _take(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         if self._block is not None and kind != CONTINUATION:
@@ -238,6 +268,7 @@ class Http2Connection(asyncio.Protocol):
         elif kind == HEADERS:
             self._take_headers(flags, number, payload)
         elif kind <= CONTINUATION:
+            check_form(kind, number, payload)
             _HANDLERS[kind](self, flags, number, payload)
         # An unknown kind is passed over (RFC 9113 5.5).
 
@@ -264,7 +295,7 @@ class Http2Connection(asyncio.Protocol):
         stream.receive(payload, is_end=bool(flags & END_STREAM), frame_bytes=size)
 
     def _check_not_idle(self, number: int) -> None:
-        if number > self._last_id or number % 2 == 0:
+        if number > self.last_id or number % 2 == 0:
             raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "a frame on a stream that was never opened")
 
     def _take_headers(self, flags: int, number: int, payload: bytes) -> None:
@@ -293,13 +324,13 @@ class Http2Connection(asyncio.Protocol):
             self._take_block(first_flags, number, bytes(block))
 
     def _take_block(self, flags: int, number: int, block: bytes) -> None:
-        if number <= self._last_id:
+        if number <= self.last_id:
             self._take_trailers(flags, number, block)
             return
-        self._last_id = number
+        self.last_id = number
         head = self._heads.decode(block)
-        if number > self._goaway_id:
-            return  # the client was told that it must go elsewhere
+        if number > self._draining.last_served:
+            return
         if len(self._streams) >= self.limits.streams_max:
             raise StreamError(ErrorCode.REFUSED_STREAM, "too many calls at once")
         is_end = bool(flags & END_STREAM)
@@ -336,18 +367,12 @@ class Http2Connection(asyncio.Protocol):
             self.out.append(rst_frame(number, ErrorCode.NO_ERROR))
 
     def _take_priority(self, _flags: int, number: int, payload: bytes) -> None:
-        if number == 0:
-            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
         self._guard.note_control()
         if len(payload) != 5:
             self._check_not_idle(number)  # an idle stream cannot be reset (RFC 9113 6.4)
             raise StreamError(ErrorCode.FRAME_SIZE_ERROR, "PRIORITY has not 5 bytes")
 
-    def _take_rst(self, _flags: int, number: int, payload: bytes) -> None:
-        if number == 0:
-            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "RST_STREAM on stream 0")
-        if len(payload) != 4:
-            raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "RST_STREAM has not 4 bytes")
+    def _take_rst(self, _flags: int, number: int, _payload: bytes) -> None:
         self._check_not_idle(number)
         if number in self._streams:
             self._end_stream(number)
@@ -355,9 +380,7 @@ class Http2Connection(asyncio.Protocol):
         else:
             self._guard.note_control()
 
-    def _take_settings(self, flags: int, number: int, payload: bytes) -> None:
-        if number != 0:
-            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "SETTINGS on a stream")
+    def _take_settings(self, flags: int, _number: int, payload: bytes) -> None:
         if flags & ACK:
             if payload:
                 raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "an acknowledgement with settings")
@@ -389,28 +412,18 @@ class Http2Connection(asyncio.Protocol):
     def _take_push(self, _flags: int, _number: int, _payload: bytes) -> None:
         raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE from a client")
 
-    def _take_ping(self, flags: int, number: int, payload: bytes) -> None:
-        if number != 0:
-            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "PING on a stream")
-        if len(payload) != 8:
-            raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "PING has not 8 bytes")
+    def _take_ping(self, flags: int, _number: int, payload: bytes) -> None:
         if flags & ACK:
-            if payload == _DRAIN_PING and self._drain_timer is not None:
-                self._finish_draining()
+            self._draining.take_answer(payload)
             return
         self.out.append(frame(PING, ACK, 0, payload))
         self._guard.note_ping(has_streams=bool(self._streams), has_answered=self.has_answered)
         self.has_answered = False
 
-    def _take_goaway(self, _flags: int, number: int, payload: bytes) -> None:
-        if number != 0:
-            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "GOAWAY on a stream")
-        if len(payload) < 8:
-            raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "GOAWAY is too short")
+    def _take_goaway(self, _flags: int, _number: int, _payload: bytes) -> None:
+        """The client goes when its calls have ended; nothing changes for us."""
 
     def _take_window_update(self, _flags: int, number: int, payload: bytes) -> None:
-        if len(payload) != 4:
-            raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "WINDOW_UPDATE has not 4 bytes")
         increment = int.from_bytes(payload) & WINDOW_BYTES_MAX
         if number == 0:
             if increment == 0:
@@ -443,34 +456,24 @@ class Http2Connection(asyncio.Protocol):
         if stream is not None:
             self._pending.pop(stream, None)
             stream.cancel()
-            self._close_if_drained()
+            self.close_if_done()
 
     def _go_away(self, code: ErrorCode, reason: str) -> None:
         """End the connection by our side."""
         if self._transport is not None and not self._transport.is_closing():
-            self.out.append(goaway_frame(self._last_id, code, reason))
+            self.out.append(goaway_frame(self.last_id, code, reason))
             self.flush()
             self._transport.close()
             self._cancel_all()
 
     def drain(self) -> None:
         """Let the calls under way end, take no new ones, then close."""
-        if self._drain_timer is not None or self._transport is None:
-            return
-        # Two steps, so that what is on its way when the first arrives is still served (RFC 9113 6.8).
-        self.out += (goaway_frame(STREAM_ID_MAX, ErrorCode.NO_ERROR, ""), frame(PING, 0, 0, _DRAIN_PING))
-        self.flush_soon()
-        self._drain_timer = self._loop.call_later(_DRAIN_SECONDS, self._finish_draining)
+        if self._transport is not None:
+            self._draining.begin()
 
-    def _finish_draining(self) -> None:
-        if self._goaway_id == STREAM_ID_MAX and self._transport is not None:
-            self._goaway_id = self._last_id
-            self.out.append(goaway_frame(self._last_id, ErrorCode.NO_ERROR, ""))
-            self.flush_soon()
-            self._close_if_drained()
-
-    def _close_if_drained(self) -> None:
-        if self._goaway_id != STREAM_ID_MAX and not self._streams and self._transport is not None:
+    def close_if_done(self) -> None:
+        """Close, if that was announced and no call is under way."""
+        if self._draining.is_announced and not self._streams and self._transport is not None:
             self.flush()
             self._transport.close()
 
@@ -481,23 +484,17 @@ class Http2Connection(asyncio.Protocol):
 
     def look_after(self, now: float) -> None:
         """Ping a client that was silent for long, and give up one that does not answer, or read to the end."""
-        if self._transport is None:
+        transport = self._transport
+        if transport is None:
             return
-        timeout = self.limits.keepalive_timeout_seconds
-        if self._transport.is_closing():
-            if self._closing_at is None:
-                self._closing_at = now
-            elif now - self._closing_at > timeout:
+        match self._keepalive.judge(now, is_closing=transport.is_closing(), has_settings=self._has_settings):
+            case Verdict.PING:
+                self.out.append(frame(PING, 0, 0, _KEEPALIVE_PING))
+                self.flush_soon()
+            case Verdict.GIVE_UP:
                 self.abort()
-            return
-        if (self.pinged_at is not None and now - self.pinged_at > timeout) or (
-            not self._has_settings and now - self._made_at > self.limits.handshake_seconds
-        ):
-            self.abort()
-        elif self.pinged_at is None and now - self.heard_at > self.limits.keepalive_seconds:
-            self.pinged_at = now
-            self.out.append(frame(PING, 0, 0, _KEEPALIVE_PING))
-            self.flush_soon()
+            case Verdict.WAIT:
+                pass
 
     # What the streams need; see `Wire`
 
@@ -564,8 +561,8 @@ class Http2Connection(asyncio.Protocol):
             if not stream.is_half_closed:
                 # It need not send the rest (RFC 9113 8.1).
                 self.out.append(rst_frame(number, ErrorCode.NO_ERROR))
-            if self._drain_timer is not None:
-                self._close_if_drained()
+            if self._draining.is_announced:
+                self.close_if_done()
 
     def _consider(self, stream: Stream) -> None:
         if stream.can_pump:

@@ -35,7 +35,8 @@ from mvccstore.server.transport.head import Head
 from mvccstore.server.transport.limits import TransportLimits
 from mvccstore.server.transport.status import Code, RpcError
 
-_PREFIX_BYTES = 5
+MESSAGE_HEAD_BYTES = 5
+"""Before each message: whether it is compressed, and its length."""
 _NO_REQUEST = "cardinality violation: received no request message from non-client-streaming RPC"
 _JOINED_BYTES_MAX = 65_536
 _GZIP_MEMBERS_MAX = 16
@@ -160,6 +161,16 @@ class Stream(Call):
         if self.method.stream_handler is not None:
             self._receiver = self.open()
 
+    def serve_whole(self, message: bytes) -> None:
+        """Serve a unary call without a deadline, all of which has come."""
+        self.is_half_closed = True
+        try:
+            request = self._decode(message)
+        except RpcError as error:
+            self.break_off(error)
+            return
+        self.serve(request)
+
     def receive(self, payload: bytes, *, is_end: bool, frame_bytes: int) -> None:
         """Take the payload of a DATA frame; `frame_bytes` counts its padding too."""
         self._receive_window -= frame_bytes
@@ -170,10 +181,10 @@ class Stream(Call):
         if self.is_done:
             return
         try:
-            if self._incoming is None and len(payload) >= _PREFIX_BYTES:
-                length = int.from_bytes(payload[1:_PREFIX_BYTES])
-                if length == len(payload) - _PREFIX_BYTES and length <= self._wire.limits.message_bytes_max:
-                    self._take(payload[0], payload[_PREFIX_BYTES:])  # the common case: one whole message
+            if self._incoming is None and len(payload) >= MESSAGE_HEAD_BYTES:
+                length = int.from_bytes(payload[1:MESSAGE_HEAD_BYTES])
+                if length == len(payload) - MESSAGE_HEAD_BYTES and length <= self._wire.limits.message_bytes_max:
+                    self._take(payload[0], payload[MESSAGE_HEAD_BYTES:])  # the common case: one whole message
                     payload = b""
             if payload:
                 self._assemble(payload)
@@ -197,15 +208,15 @@ class Stream(Call):
         position = 0
         limit = self._wire.limits.message_bytes_max
         try:
-            while len(incoming) - position >= _PREFIX_BYTES and not self.is_done:
-                length = int.from_bytes(incoming[position + 1 : position + _PREFIX_BYTES])
+            while len(incoming) - position >= MESSAGE_HEAD_BYTES and not self.is_done:
+                length = int.from_bytes(incoming[position + 1 : position + MESSAGE_HEAD_BYTES])
                 if length > limit:
                     message = f"grpc: received message larger than max ({length} vs. {limit})"
                     raise RpcError(Code.RESOURCE_EXHAUSTED, message)
-                stop = position + _PREFIX_BYTES + length
+                stop = position + MESSAGE_HEAD_BYTES + length
                 if stop > len(incoming):
                     break
-                flag, message_bytes = incoming[position], bytes(incoming[position + _PREFIX_BYTES : stop])
+                flag, message_bytes = incoming[position], bytes(incoming[position + MESSAGE_HEAD_BYTES : stop])
                 position = stop
                 self._take(flag, message_bytes)
         finally:
@@ -338,7 +349,7 @@ class Stream(Call):
         if self.is_done:
             return
         wire = self._wire
-        size = len(message) + _PREFIX_BYTES
+        size = len(message) + MESSAGE_HEAD_BYTES
         if (
             wire.is_writable
             and size <= wire.send_window
@@ -359,7 +370,7 @@ class Stream(Call):
                 _DATA_FLAGS,
                 number,
                 b"\0",
-                (size - _PREFIX_BYTES).to_bytes(4),
+                (size - MESSAGE_HEAD_BYTES).to_bytes(4),
                 message,
                 _OK_BEFORE,
                 number,
