@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -92,6 +92,27 @@ FLAGS: tuple[Flag, ...] = (
     Flag("enable-grpc-gateway", "bool", True, "Serve JSON over HTTP beside gRPC."),
     Flag("host-whitelist", "text", "*", "Host names that HTTP requests may name, separated by commas."),
     Flag("cors", "text", "*", "Origins that browsers may make requests from, separated by commas."),
+    Flag(
+        "auth-token",
+        "text",
+        "simple",
+        "Kind of token: simple, or jwt,sign-method=...,priv-key=...,pub-key=...,ttl=....",
+    ),
+    Flag("auth-token-ttl", "int", 300, "Seconds that a simple token lasts after its last use."),
+    Flag("bcrypt-cost", "int", 10, "Cost of hashing a password, 4 to 31."),
+    Flag("cert-file", "text", "", "Path to the certificate that https URLs are served with."),
+    Flag("key-file", "text", "", "Path to its key."),
+    Flag("trusted-ca-file", "text", "", "Path to the certificates that clients' must be signed by."),
+    Flag("client-cert-auth", "bool", False, "Ask clients for a certificate, whose common name is a user's."),
+    Flag("client-crl-file", "text", "", "Path to the list of clients' certificates that were revoked."),
+    Flag("client-cert-allowed-hostname", "text", "", "Host names of which a client's certificate must have one."),
+    Flag("client-cert-allowed-cn", "text", "", "Common names of which it must have one. Not a flag of etcd."),
+    Flag("auto-tls", "bool", False, "Serve https URLs with a certificate of our own making."),
+    Flag("self-signed-cert-validity", "int", 1, "Years that such a certificate is valid."),
+    Flag("cipher-suites", "text", "", "Cipher suites of TLS 1.2, separated by commas."),
+    Flag("tls-min-version", "text", "TLS1.2", "The oldest version of TLS: TLS1.2 or TLS1.3."),
+    Flag("tls-max-version", "text", "", "The newest; the newest that there is by default."),
+    Flag("metrics", "text", "basic", "basic, or extensive: also how long calls take."),
     Flag("unsafe-no-fsync", "bool", False, "Leave it to the operating system when data is on disk."),
     Flag("log-level", "text", "info", "debug, info, warn, error, panic or fatal."),
     Flag("log-format", "text", "json", "json or console."),
@@ -107,6 +128,8 @@ FLAGS: tuple[Flag, ...] = (
         "discovery-srv-name",
         "discovery-proxy",
         "initial-cluster-state",
+        "client-cert-file",
+        "client-key-file",
         "peer-cert-file",
         "peer-key-file",
         "peer-trusted-ca-file",
@@ -119,10 +142,8 @@ FLAGS: tuple[Flag, ...] = (
         "logger",
         "log-rotation-config-json",
         "backend-bbolt-freelist-type",
-        "metrics",
         "feature-gates",
         "v2-deprecation",
-        "auth-token",
         "distributed-tracing-address",
         "distributed-tracing-service-name",
         "distributed-tracing-instance-id",
@@ -136,14 +157,11 @@ FLAGS: tuple[Flag, ...] = (
         "max-snapshots",
         "max-wals",
         "max-learners",
-        "bcrypt-cost",
-        "auth-token-ttl",
         "backend-batch-limit",
         "compaction-batch-limit",
         "bootstrap-defrag-threshold-megabytes",
         "max-concurrent-requests",
         "distributed-tracing-sampling-rate",
-        "self-signed-cert-validity",
     ),
     *_ignored(
         "bool",
@@ -255,7 +273,8 @@ def _parse_file(path: str) -> dict[str, Value]:
         msg = f"{path} holds no mapping of flags to values"
         raise FlagError(msg)
     found: dict[str, Value] = {}
-    for name, value in read.items():
+    section = read.get("client-transport-security")
+    for name, value in (*read.items(), *(_of_section(section) if isinstance(section, dict) else ())):
         flag = _BY_NAME.get(str(name)) or _BY_NAME.get(str(name).removeprefix("experimental-"))
         if flag is None:
             continue  # the file also has sections that are no flags
@@ -265,6 +284,16 @@ def _parse_file(path: str) -> dict[str, Value]:
             shown = str(value).lower() if isinstance(value, bool) else str(value)
             found[flag.name] = _convert(flag, shown, f"{path}:")
     return found
+
+
+_SECTION_FLAGS = {"allowed-cn": "client-cert-allowed-cn", "allowed-hostname": "client-cert-allowed-hostname"}
+
+
+def _of_section(section: Mapping[object, object]) -> Iterator[tuple[str, object]]:
+    """Return what a file's section about TLS says, by the names of flags."""
+    for name, value in section.items():
+        shown = ",".join(map(str, value)) if isinstance(value, list) else value
+        yield _SECTION_FLAGS.get(str(name), str(name)), shown
 
 
 def _read_yaml(path: str, text: str) -> object:

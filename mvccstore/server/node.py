@@ -13,12 +13,15 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from mvccstore.attributes import AttributesRequest
 from mvccstore.clock import Clock
 from mvccstore.errors import StoreError
 from mvccstore.rewind import Mark, rewind
 from mvccstore.server.alarms import Alarms
+from mvccstore.server.auth.gate import AuthOptions, Check, Gate
+from mvccstore.server.auth.passwords import Passwords
 from mvccstore.server.errors import Refusal
 from mvccstore.server.member import Identity
 from mvccstore.server.members import Members
@@ -61,6 +64,7 @@ class Node:
         limits: RequestLimits,
         *,
         quota_bytes: int = 0,
+        auth: AuthOptions | None = None,
         clock: Clock,
     ) -> None:
         self.store = store
@@ -78,9 +82,12 @@ class Node:
         self.writer = Writer(store)
         self.alarms = Alarms(store, self.writer, self.member_id, quota_bytes)
         self.members = Members(store, identity)
+        auth = auth or AuthOptions()
+        self.auth = Gate(store, self.writer, clock, auth)
+        self.passwords = Passwords(auth.bcrypt_cost)
         self.is_stopping = False
         self._closers: list[Callable[[], None]] = []
-        self._rewound: list[Callable[[], None]] = [self.alarms.reload, self.members.reload]
+        self._rewound: list[Callable[[], None]] = [self.alarms.reload, self.members.reload, self.auth.reload]
 
     @property
     def revision(self) -> int:
@@ -96,15 +103,22 @@ class Node:
         """Return the field `header` of an answer, encoded; by default at the current revision."""
         return self.headers.at(self.store.revision if revision < 0 else revision)
 
-    def submit(self, call: Call, request: WriteRequest, then: Callable[[Result], bytes | None]) -> None:
+    def submit(
+        self,
+        call: Call,
+        request: WriteRequest,
+        then: Callable[[Result], bytes | None],
+        check: Check | None = None,
+    ) -> None:
         """Have a request of a call carried out, and answer it with what `then` makes of the result.
 
-        The call's handler returns None after this. If `then` returns None, it has seen to the answer itself.
+        The call's handler returns None after this. If `then` returns None, it has seen to the answer itself. `check`,
+        which may raise, is called right before, with no other write in between.
         """
         if self.writer.under_way > UNDER_WAY_MAX:
             raise Refusal.TOO_MANY_REQUESTS.error()
 
-        def done(result: Result | StoreError) -> None:
+        def done(result: Result | Exception) -> None:
             if isinstance(result, Exception):
                 call.fail_with(result)
                 return
@@ -117,7 +131,17 @@ class Node:
             if answer is not None:
                 call.reply(answer)
 
-        self.writer.submit(request, done)
+        if check is None:
+            self.writer.submit(request, done)
+        else:
+            self.writer.call(partial(self._checked, check, request), done)
+
+    def _checked(self, check: Check, request: WriteRequest) -> Result:
+        check()
+        (result,) = self.store.submit_many([request])
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     def count_command(self) -> None:
         """Count what was carried out, for the raft index."""
@@ -157,6 +181,7 @@ class Node:
     async def stop(self) -> None:
         """Carry out what is under way, and note the raft index."""
         await self.writer.stop()
+        self.passwords.close()
         with suppress(StoreError):  # closed, or full: then what was noted ahead counts
             self.store.set_attributes({_RAFT: _packed(self.raft_term, self.raft_index, self.store.revision)})
 

@@ -19,13 +19,17 @@ from pathlib import Path
 from typing import TextIO
 from urllib.parse import urlsplit
 
+from mvccstore.clock import SystemClock
 from mvccstore.errors import StoreError
 from mvccstore.opening import open_store
 from mvccstore.options import Durability
+from mvccstore.server.auth.gate import AuthOptions
+from mvccstore.server.auth.tokens import TokenOptionsError, new_tokens
 from mvccstore.server.autocompaction import AutoCompaction, ByRevision, Periodic
 from mvccstore.server.flags import FlagError, Value, parse, parse_duration
 from mvccstore.server.member import Identity
 from mvccstore.server.node import RequestLimits
+from mvccstore.server.securing import AutoTLS, tls_of
 from mvccstore.server.server import Protocols, Server, ServerOptions
 from mvccstore.server.serving import new_event_loop
 from mvccstore.server.transport.limits import TransportLimits
@@ -52,11 +56,13 @@ log = logging.getLogger("mvccstore.server")
 class Listener:
     """Something to listen on."""
 
+    url: str
     host: str
     """Empty for a unix socket."""
     port: int
     path: str
     protocols: Protocols
+    is_secure: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,7 @@ class Plan:
     log_level: int
     log_format: str
     log_outputs: tuple[str, ...]
+    auto_tls: AutoTLS | None = None
 
 
 def plan(flags: Mapping[str, Value]) -> Plan:
@@ -86,6 +93,9 @@ def plan(flags: Mapping[str, Value]) -> Plan:
     http_urls = _list(flags, "listen-client-http-urls")
     listeners = [_listener(url, "grpc" if http_urls else "both") for url in _list(flags, "listen-client-urls")]
     listeners += [_listener(url, "http") for url in (*http_urls, *_list(flags, "listen-metrics-urls"))]
+    data_dir = _text(flags, "data-dir") or f"{name}.etcd"
+    client_urls = (*_list(flags, "listen-client-urls"), *http_urls)
+    tls, auto_tls = tls_of(flags, data_dir, client_urls, _list(flags, "listen-metrics-urls"))
     quota = _int(flags, "quota-backend-bytes")
     level = _text(flags, "log-level")
     if level not in _LEVELS:
@@ -116,9 +126,11 @@ def plan(flags: Mapping[str, Value]) -> Plan:
         hosts=frozenset(_list(flags, "host-whitelist")),
         origins=frozenset(_list(flags, "cors")),
         auto_compaction=_auto_compaction(flags),
+        auth=_auth(flags),
+        tls=tls,
     )
     return Plan(
-        _text(flags, "data-dir") or f"{name}.etcd",
+        data_dir,
         bool(flags["memory"]),
         Durability.OS if flags["unsafe-no-fsync"] else Durability.FSYNC,
         tuple(listeners),
@@ -126,6 +138,7 @@ def plan(flags: Mapping[str, Value]) -> Plan:
         _LEVELS[level],
         log_format,
         _list(flags, "log-outputs"),
+        auto_tls,
     )
 
 
@@ -162,18 +175,27 @@ def _listener(url: str, protocols: Protocols) -> Listener:
     parts = urlsplit(url)
     path = parts.netloc + parts.path
     if parts.scheme in {"unix", "unixs"} and path:
-        return Listener("", 0, path, protocols)
-    if parts.scheme == "https":
-        msg = f"{url}: this server does not speak TLS"
-        raise FlagError(msg)
+        return Listener(url, "", 0, path, protocols, parts.scheme == "unixs")
     try:
         port = parts.port
     except ValueError:
         port = None
-    if parts.scheme != "http" or port is None or parts.path:
+    if parts.scheme not in {"http", "https"} or port is None or parts.path:
         msg = f"{url!r} is not http://host:port or unix://path"
         raise FlagError(msg)
-    return Listener(parts.hostname or "", port, "", protocols)
+    return Listener(url, parts.hostname or "", port, "", protocols, parts.scheme == "https")
+
+
+def _auth(flags: Mapping[str, Value]) -> AuthOptions:
+    options = AuthOptions(_text(flags, "auth-token"), _int(flags, "auth-token-ttl"), _int(flags, "bcrypt-cost"))
+    try:
+        new_tokens(options.token, options.token_ttl_seconds, SystemClock())
+    except TokenOptionsError as error:
+        raise FlagError(str(error)) from error
+    except ImportError as error:
+        msg = f"--auth-token={options.token} needs {error.name}: install mvccstore[server]"
+        raise FlagError(msg) from error
+    return options
 
 
 def _auto_compaction(flags: Mapping[str, Value]) -> AutoCompaction | None:
@@ -203,6 +225,8 @@ def main(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) 
         _set_up_log(chosen, stack)
         try:
             store = stack.enter_context(_open(chosen))
+            if chosen.auto_tls is not None:
+                chosen.auto_tls.make()
             with asyncio.Runner(loop_factory=new_event_loop) as runner:
                 runner.run(_serve(store, chosen))
         except (StoreError, OSError) as error:
@@ -229,6 +253,7 @@ async def _serve(store: Store, chosen: Plan) -> None:
         loop.add_signal_handler(number, stopping.set)
     async with Server(store, chosen.options) as server:
         for listener in chosen.listeners:
+            _warn_of_unused(chosen, listener)
             await _listen(server, listener)
         log.info(READY, extra={"fields": {"revision": store.revision, "member-id": f"{server.node.member_id:x}"}})
         await stopping.wait()
@@ -236,14 +261,35 @@ async def _serve(store: Store, chosen: Plan) -> None:
     log.info("stopped")
 
 
+def _warn_of_unused(chosen: Plan, listener: Listener) -> None:
+    tls = chosen.options.tls
+    if tls is not None and not listener.is_secure:
+        fields = {"client-url": listener.url}
+        log.warning(
+            "scheme is http or unix while key and cert files are present; ignoring key and cert files",
+            extra={"fields": fields},
+        )
+        if tls.client_cert_auth:
+            log.warning(
+                "scheme is http or unix while --client-cert-auth is enabled; ignoring client cert auth for this URL",
+                extra={"fields": fields},
+            )
+
+
 async def _listen(server: Server, listener: Listener) -> None:
     if listener.path:
-        await server.listen_unix(listener.path, protocols=listener.protocols)
+        await server.listen_unix(listener.path, protocols=listener.protocols, is_secure=listener.is_secure)
         address = listener.path
     else:
-        port = await server.listen(listener.host, listener.port, protocols=listener.protocols)
+        port = await server.listen(
+            listener.host, listener.port, protocols=listener.protocols, is_secure=listener.is_secure
+        )
         address = f"{listener.host}:{port}"
-    log.info("serving client traffic insecurely; this is strongly discouraged!", extra={"fields": {"address": address}})
+    if listener.is_secure:
+        message = "serving client traffic securely"
+    else:
+        message = "serving client traffic insecurely; this is strongly discouraged!"
+    log.info(message, extra={"fields": {"address": address}})
 
 
 class _JsonFormatter(logging.Formatter):

@@ -5,33 +5,38 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Self
 
 from mvccstore.clock import Clock, SystemClock
 from mvccstore.errors import StoreError
+from mvccstore.server.auth.gate import AuthOptions
 from mvccstore.server.autocompaction import AutoCompaction
 from mvccstore.server.errors import Refusal, translate
 from mvccstore.server.gateway.gateway import Gateway
 from mvccstore.server.member import Identity
 from mvccstore.server.node import Node, RequestLimits
 from mvccstore.server.pages import Site
+from mvccstore.server.services.auth import Auth
 from mvccstore.server.services.cluster import Cluster
+from mvccstore.server.services.election import Election
 from mvccstore.server.services.health import Health
 from mvccstore.server.services.kv import KV
 from mvccstore.server.services.lease import LeaseService
+from mvccstore.server.services.lock import Lock
 from mvccstore.server.services.maintenance import Maintenance
 from mvccstore.server.services.watch import Watch
 from mvccstore.server.transport.call import Call, Metadata, Method, Router
 from mvccstore.server.transport.http1 import http_factory
 from mvccstore.server.transport.limits import TransportLimits
 from mvccstore.server.transport.port import Port
+from mvccstore.server.transport.tls import Handshakes, TLSOptions
 from mvccstore.store import Store
 from mvccstore.types import CompactRequest, Result
 
 Protocols = Literal["both", "grpc", "http"]
-_SERVICES = (KV, Watch, LeaseService, Cluster, Maintenance, Health)
+_SERVICES = (KV, Watch, LeaseService, Auth, Lock, Election, Cluster, Maintenance, Health)
 _ALL = frozenset({"*"})
 
 
@@ -53,6 +58,9 @@ class ServerOptions:
     origins: frozenset[str] = _ALL
     """Whose web pages may make requests; `*` for any."""
     auto_compaction: AutoCompaction | None = None
+    auth: AuthOptions = field(default_factory=AuthOptions)
+    tls: TLSOptions | None = None
+    """What connections are secured with. `client_cert_auth` in it has certificates say whose the calls are."""
     intercept: Callable[[Method], Method] | None = None
     """Makes of each method the one that is served: to look at calls, or to have them fail in tests."""
 
@@ -67,7 +75,14 @@ class Server:
         self._options = options
         self._clock = clock or SystemClock()
         self._loop = asyncio.get_running_loop()
-        self.node = Node(store, options.identity, options.requests, quota_bytes=options.quota_bytes, clock=self._clock)
+        self.node = Node(
+            store,
+            options.identity,
+            options.requests,
+            quota_bytes=options.quota_bytes,
+            auth=_auth(options),
+            clock=self._clock,
+        )
         methods: list[Method] = []
         for service in _SERVICES:
             methods += service(self.node).methods()
@@ -78,6 +93,7 @@ class Server:
         gateway = Gateway(self._router, options.transport) if options.has_gateway else None
         site = Site(self.node, gateway, hosts=options.hosts, origins=options.origins)
         self._http = http_factory(site.serve, options.transport, self._clock.time_ms)
+        self._handshakes: Handshakes | None = None
         self._ports: list[Port] = []
         self._sockets: list[tuple[Path, int]] = []
         """Unix sockets, by path and inode: another server may have taken over a path."""
@@ -95,27 +111,36 @@ class Server:
         """Cut every connection, as a network that fails does; return how many there were. New ones are accepted."""
         return sum(port.drop_connections() for port in self._ports)
 
-    def _new_port(self, protocols: Protocols) -> Port:
+    def _new_port(self, protocols: Protocols, *, is_secure: bool) -> Port:
+        if is_secure and self._handshakes is None:
+            if self._options.tls is None:
+                msg = "a secure port needs ServerOptions.tls"
+                raise ValueError(msg)
+            self._handshakes = Handshakes(self._options.tls)
         port = Port(
             self._router,
             self._options.transport,
             None if protocols == "grpc" else self._http,
             is_grpc=protocols != "http",
+            handshakes=self._handshakes if is_secure else None,
         )
         self._ports.append(port)
         return port
 
-    async def listen(self, host: str = "127.0.0.1", port: int = 0, *, protocols: Protocols = "both") -> int:
-        """Listen on a TCP address; return the port, which is chosen if 0 was given.
+    async def listen(
+        self, host: str = "127.0.0.1", port: int = 0, *, protocols: Protocols = "both", is_secure: bool = False
+    ) -> int:
+        """Listen on a TCP address, with `is_secure` by `ServerOptions.tls`; return the port, chosen if 0 was given.
 
         Raises:
-            OSError: It cannot be listened on.
+            OSError: It cannot be listened on; or a file of `tls` is not what it should be.
+            ValueError: It is to be secure, and there is no `tls`.
         """
-        return await self._new_port(protocols).listen(host, port)
+        return await self._new_port(protocols, is_secure=is_secure).listen(host, port)
 
-    async def listen_unix(self, path: str, *, protocols: Protocols = "both") -> None:
+    async def listen_unix(self, path: str, *, protocols: Protocols = "both", is_secure: bool = False) -> None:
         """Listen on a unix socket, as `listen`; one that a killed server has left at the path is replaced."""
-        await self._new_port(protocols).listen_unix(path)
+        await self._new_port(protocols, is_secure=is_secure).listen_unix(path)
         self._sockets.append((Path(path), _inode(path)))
 
     async def stop(self) -> None:
@@ -163,6 +188,12 @@ class Server:
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.stop()
+
+
+def _auth(options: ServerOptions) -> AuthOptions:
+    if options.tls is None or not options.tls.client_cert_auth:
+        return options.auth
+    return replace(options.auth, has_certificate_names=True)
 
 
 def _inode(path: str | Path) -> int:

@@ -76,8 +76,14 @@ class Serving:
 
     @property
     def url(self) -> str:
-        """`http://host:port`, as it is advertised; with a unix socket, `unix://path`."""
-        return f"http://{self.endpoint}" if self._unix is None else f"unix://{self._unix}"
+        """`http://host:port`, as it is advertised, `https` with TLS; with a unix socket, `unix://path`."""
+        if self._unix is not None:
+            return f"unix{'s' if self._is_secure else ''}://{self._unix}"
+        return f"http{'s' if self._is_secure else ''}://{self.endpoint}"
+
+    @property
+    def _is_secure(self) -> bool:
+        return self._options.tls is not None
 
     @property
     def server(self) -> Server:
@@ -100,10 +106,10 @@ class Serving:
         try:
             self._server = Server(self._store, self._options, self._clock)
             if self._unix is not None:
-                await self._server.listen_unix(self._unix)
+                await self._server.listen_unix(self._unix, is_secure=self._is_secure)
             else:
                 # The port has to be known for the URL that the member advertises.
-                self._port = await self._server.listen(self._host, self._port)
+                self._port = await self._server.listen(self._host, self._port, is_secure=self._is_secure)
                 self._server.node.members.advertise((self.url,))
         except BaseException:
             await self.stop()
@@ -194,7 +200,7 @@ def serve(
         clock: Where its time comes from; give a store and its server the same.
 
     Raises:
-        OSError: It cannot be listened on; as the others, when it is entered.
+        OSError: It cannot be listened on, or a file of `options.tls` is none; as the others, when it is entered.
         StorageError: The store was opened read-only.
         ClosedError: The store is closed. One that is closed later makes every call end with UNAVAILABLE.
 
@@ -210,6 +216,7 @@ def serve(
     """
     chosen = options or ServerOptions()
     if unix is not None:
-        identity = replace(chosen.identity, client_urls=(f"unix://{unix}",))
+        scheme = "unix" if chosen.tls is None else "unixs"
+        identity = replace(chosen.identity, client_urls=(f"{scheme}://{unix}",))
         chosen = replace(chosen, identity=identity)
     return Serving(store, host, port, unix, chosen, clock)

@@ -40,6 +40,7 @@ ONLY_PLAIN = {
         "look_again_in": "as `poll`",
         "has_batch": "as `poll`",
         "wake": "the hub's",
+        "cut": "the hub's",
     },
     Subscription: {
         "close": "waits for a commit: `aclose`",

@@ -24,7 +24,7 @@ import pprint
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType, TracebackType
-from typing import Any, Self, assert_never
+from typing import Any, Self, TypeVar, assert_never
 
 from google.protobuf.message import Message
 
@@ -32,6 +32,7 @@ from mvccstore.server.messages import METHODS, election, lock, rpc
 from tests.wire.client import Client, Endpoint, HttpAnswer, Lines, Metadata, RpcFailure, Stream, StreamEnd
 from tests.wire.normal import Names, Normal, Version, first_difference
 
+T = TypeVar("T")
 Request = Message | bytes | Callable[[Names], Message]
 Body = dict[str, Any] | bytes | Callable[[Names], dict[str, Any]]
 
@@ -103,7 +104,7 @@ class Unary:
 
     method: str
     request: Request
-    metadata: Metadata = ()
+    metadata: Metadata | Callable[[Names], Metadata] = ()
     is_free_text: bool = False
 
 
@@ -113,7 +114,7 @@ class Post:
 
     path: str
     body: Body = field(default_factory=dict)
-    headers: dict[str, str] | None = None
+    headers: dict[str, str] | Callable[[Names], dict[str, str]] | None = None
     is_free_text: bool = False
 
 
@@ -133,7 +134,7 @@ class Streaming:
 
     method: str
     steps: Sequence[Step]
-    metadata: Metadata = ()
+    metadata: Metadata | Callable[[Names], Metadata] = ()
     timeout: float = SECONDS
 
 
@@ -144,7 +145,7 @@ class StreamingPost:
     path: str
     body: Body
     steps: Sequence[Step]
-    headers: dict[str, str] | None = None
+    headers: dict[str, str] | Callable[[Names], dict[str, str]] | None = None
 
 
 Operation = Unary | Post | Http | Streaming | StreamingPost
@@ -266,16 +267,15 @@ class Player:
                 return self._unary(operation)
             case Post(path, body, headers):
                 request = self._body(body)
-                return self._http(
-                    path, self.client.post(path, request, headers), request, is_free_text=operation.is_free_text
-                )
+                answer = self.client.post(path, request, self._own(headers))
+                return self._http(path, answer, request, is_free_text=operation.is_free_text)
             case Http(verb, path, content, headers):
                 return self._http(path, self.client.request(verb, path, content, headers), {}, is_free_text=False)
             case Streaming(method, steps, metadata, timeout):
-                with self.client.stream(method, metadata=metadata) as stream:
+                with self.client.stream(method, metadata=self._own(metadata)) as stream:
                     return [self._step(_Grpc(self, stream, timeout), step) for step in steps]
             case StreamingPost(path, body, steps, headers):
-                with self.client.lines(path, self._body(body), headers) as lines:
+                with self.client.lines(path, self._body(body), self._own(headers)) as lines:
                     head = {"status": lines.status, "headers": _compared(lines.headers)}
                     return [head, *(self._step(_Gateway(self, lines, path), step) for step in steps)]
             case _:
@@ -284,7 +284,7 @@ class Player:
     def _unary(self, operation: Unary) -> dict[str, Any]:
         request = self.request(operation.request)
         try:
-            response = self.client.unary(operation.method, request, operation.metadata)
+            response = self.client.unary(operation.method, request, self._own(operation.metadata))
         except RpcFailure as failure:
             return failure_form(failure, is_free_text=operation.is_free_text)
         if isinstance(response, Message):
@@ -306,6 +306,10 @@ class Player:
     def request(self, request: Request) -> Message | bytes:
         """Return the message that this server is sent."""
         return request if isinstance(request, Message | bytes) else request(self.names)
+
+    def _own(self, given: T | Callable[[Names], T]) -> T:
+        """Return what this server is sent where it may depend on what the server chose, such as a token."""
+        return given(self.names) if callable(given) else given
 
     def _body(self, body: Body) -> dict[str, Any] | bytes:
         return body(self.names) if callable(body) else body

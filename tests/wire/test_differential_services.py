@@ -179,6 +179,16 @@ WRITES_OF_TWO_ALARMS = tuple(
 )
 """With two alarms, /health gives as its reason the first that Go's map happens to give."""
 
+TXNS_OF_RANGES: tuple[Operation, ...] = (
+    *(txn(get_op(b"a"), failure=[get_op(b"b")]), txn(get_op(b"a"), get_op(b"b", count_only=True))),
+    txn(get_op(b"a"), compare=[rpc.Compare(key=b"a", version=9)], failure=[get_op(b"b")]),
+    txn(compare=[rpc.Compare(key=b"a", version=9)]),
+    *(txn(get_op(b"a", serializable=True)), txn(get_op(b"a", revision=2)), txn(get_op(b"a", revision=99))),
+    *(txn(get_op(b"a"), failure=[put_op(b"x")]), txn(get_op(b"a"), failure=[delete_op(b"none")])),
+    *(txn(rpc.RequestOp()), txn(rpc.RequestOp(request_txn=rpc.TxnRequest()))),
+)
+"""Txns of ranges alone, which etcd keeps out of its log; and some in which something else, never run, is not."""
+
 SOME_DATA: tuple[Operation, ...] = (
     *(grant(600, 1), grant(600, 2), put(b"a", lease=1), put(b"b", lease=2), put(b"c", lease=2), put(b"a")),
 )
@@ -198,6 +208,10 @@ ALARMS = (
     Case("of nobody known are as good as our own", (raise_alarm(NOSPACE, 0), put(b"a"), disarm(NOSPACE, 0), put(b"a"))),
     Case("NOSPACE and every method", (*SOME_DATA, raise_alarm(NOSPACE), *ALL_WRITES, disarm(NOSPACE), *ALL_WRITES)),
     Case("CORRUPT and every method", (*SOME_DATA, raise_alarm(CORRUPT), *ALL_WRITES, disarm(CORRUPT), *ALL_WRITES)),
+    Case(
+        "CORRUPT and txns that read alone",
+        (*SOME_DATA, raise_alarm(CORRUPT), *TXNS_OF_RANGES, disarm(CORRUPT), *TXNS_OF_RANGES),
+    ),
     Case(
         "both, and then one",
         (

@@ -76,7 +76,7 @@ def test_what_cannot_be_read_is_said(arguments: list[str], message: str) -> None
         (["--auto-compaction-retention=often"], "--auto-compaction-retention is 'often'"),
         (["--initial-cluster=a=http://localhost:2380,b=http://localhost:2381"], "a cluster of one"),
         (["--initial-cluster=default=http://elsewhere:2380"], "other URLs"),
-        (["--listen-client-urls=https://h:1", "--advertise-client-urls=https://h:1"], "does not speak TLS"),
+        (["--listen-client-urls=https://h:1", "--advertise-client-urls=https://h:1"], "must be provided"),
         (["--listen-client-urls=http://h", "--advertise-client-urls=http://h:1"], "is not http://host:port"),
         (["--listen-client-urls=http://h:x", "--advertise-client-urls=http://h:1"], "is not http://host:port"),
         (["--listen-client-urls=unix://", "--advertise-client-urls=unix://"], "is not http://host:port or unix://path"),

@@ -163,7 +163,7 @@ def test_what_is_not_permitted_is_not_created(store: Store, code: Code, text: st
     async def main() -> None:
         async with bench_over(store, permit=permit) as bench:
             client = bench.client()
-            client.create(b"secret", b"a", start_revision=-1, watch_id=5)
+            client.create(b"secret", b"a", watch_id=5)
             client.create()
             refused = f"created, canceled, rpc error: code = {reason} desc = {text}"
             assert briefs(client.taken()) == [(1, -1, refused, []), (1, 0, "created", [])]

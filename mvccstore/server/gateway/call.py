@@ -144,6 +144,7 @@ class GatewayCall(Call):
         self._queue.clear()
         self._queued = 0
         if not was_done:
+            self._count_end(Code.CANCELLED)
             self._tell(cancel)
 
     def _release(self) -> None:
@@ -171,6 +172,7 @@ class GatewayCall(Call):
         """Send one of several answers."""
         if self.is_done:
             return
+        self.method.counts.sent += 1
         if not self._is_streaming:
             self._reply = message
             return
@@ -200,6 +202,7 @@ class GatewayCall(Call):
         """End the call with OK."""
         if self.is_done:
             return
+        self._count_end(0)
         self._release()
         if self._is_streaming:
             self._end(self._finish_stream)
@@ -215,6 +218,7 @@ class GatewayCall(Call):
         """End the call with an error."""
         if self.is_done:
             return
+        self._count_end(error.code)
         self._release()
         self._end(lambda: self._send_error(error))
 

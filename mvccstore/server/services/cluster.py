@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mvccstore.etcd_file.buckets import MemberRecord
+from mvccstore.server.members import check_urls
 from mvccstore.server.messages import rpc
 from mvccstore.server.node import Node
 from mvccstore.server.transport.call import Call, Method
@@ -36,6 +37,8 @@ class Cluster:
 
     def add(self, call: Call, message: rpc.MemberAddRequest) -> None:
         """Add a member, which never comes up."""
+        check_urls(message.peerURLs)
+        self._node.auth.check_root(call)
         seconds = self._node.clock.time_ms() // 1000
 
         def work() -> rpc.MemberAddResponse:
@@ -49,6 +52,7 @@ class Cluster:
 
     def remove(self, call: Call, message: rpc.MemberRemoveRequest) -> None:
         """Remove a member that was added."""
+        self._node.auth.check_root(call)
 
         def work() -> rpc.MemberRemoveResponse:
             self._store.set_attributes(self._members.remove(message.ID))
@@ -58,6 +62,7 @@ class Cluster:
 
     def update(self, call: Call, message: rpc.MemberUpdateRequest) -> None:
         """Give a member other peer URLs."""
+        self._node.auth.check_root(call)
 
         def work() -> rpc.MemberUpdateResponse:
             self._store.set_attributes(self._members.update(message.ID, message.peerURLs))
@@ -65,12 +70,14 @@ class Cluster:
 
         self._change(call, work)
 
-    def promote(self, _call: Call, message: rpc.MemberPromoteRequest) -> None:
+    def promote(self, call: Call, message: rpc.MemberPromoteRequest) -> None:
         """Refuse to promote a learner: none is ever in sync."""
+        self._node.auth.check_root(call)
         self._members.promote(message.ID)
 
-    def list(self, _call: Call, _message: rpc.MemberListRequest) -> bytes:
+    def list(self, call: Call, _message: rpc.MemberListRequest) -> bytes:
         """List the members, by id."""
+        self._node.auth.check_user(call)
         response = rpc.MemberListResponse()
         self._fill_all(response)
         return self._encode(response)

@@ -17,9 +17,10 @@ from __future__ import annotations
 import asyncio
 
 from mvccstore.errors import CompactedError
-from mvccstore.mvcc.etcd_encoding import int_field, varint
+from mvccstore.mvcc.etcd_encoding import bytes_field, int_field, varint
 from mvccstore.mvcc.read import PAGE_ROWS
 from mvccstore.quota import PUT_OVERHEAD_BYTES
+from mvccstore.server.auth.tokens import NOBODY, Caller
 from mvccstore.server.errors import Refusal
 from mvccstore.server.messages import rpc
 from mvccstore.server.messages.fast import put_response, range_response
@@ -93,16 +94,21 @@ class KV:
 
     def range(self, call: Call, message: rpc.RangeRequest | bytes) -> bytes | None:
         """Answer a range, at once if it is small; `bytes` is a key alone, as of `decode_range`."""
+        gate, judged_at = self._node.auth, 0
         if isinstance(message, bytes):
+            if gate.is_enabled:
+                gate.check_range(call, message, b"")
             return self._one(message)
         request = range_request(message)
+        if gate.is_enabled:
+            judged_at = gate.check_range(call, message.key, message.range_end)
         keys = request.keys
         if not isinstance(keys, KeyRange) or keys == KeyRange.empty():
             return self._found(self._store.find(request))
         revision, limit = max(request.revision, 0), max(request.limit, 0)
         if _needs_all(request):
             if self._rows_of_small(keys, revision) is None:
-                call.run(self._find_beside(request))
+                call.run(self._find_beside(request, judged_at))
                 return None
             return self._found(self._store.find(request))
         rows = min(limit, PAGE_ROWS) if limit else PAGE_ROWS
@@ -110,11 +116,11 @@ class KV:
         count = len(page.kvs)
         if page.resume is not None:
             if count != limit:
-                call.run(self._large_range(call, request))
+                call.run(self._large_range(call, request, judged_at))
                 return None
             rest = self._rows_of_small(KeyRange(page.resume, keys.end), page.revision)
             if rest is None:
-                call.run(self._find_beside(request))
+                call.run(self._find_beside(request, judged_at))
                 return None
             count += rest
         kvs = _without_values(page.kvs) if request.keys_only else page.kvs
@@ -134,8 +140,9 @@ class KV:
     def _found(self, result: RangeResult) -> bytes:
         return range_response(self._node.header(result.revision), result.kvs, count=result.count, more=result.more)
 
-    async def _find_beside(self, request: RangeRequest) -> bytes:
+    async def _find_beside(self, request: RangeRequest, judged_at: int) -> bytes:
         revision, fields = await asyncio.get_running_loop().run_in_executor(None, self._find_encoded, request)
+        self._node.auth.check_unchanged(judged_at)
         return self._node.header(revision) + fields
 
     def _find_encoded(self, request: RangeRequest) -> tuple[int, bytes]:
@@ -155,11 +162,12 @@ class KV:
         """Return the header of a range: the revision that was read, or, if an old one was asked for, the current."""
         return self._node.header(-1 if request.revision > 0 else read_revision)
 
-    async def _large_range(self, call: Call, request: RangeRequest) -> None:
+    async def _large_range(self, call: Call, request: RangeRequest, judged_at: int) -> None:
         keys, limit = request.keys, max(request.limit, 0)
         assert isinstance(keys, KeyRange)
         # Not at the revision of the first look: that may be compacted by now.
         with self._store.snapshot(revision=max(request.revision, 0)) as snapshot:
+            self._node.auth.check_unchanged(judged_at)
             header = self._header_of(request, snapshot.revision)
             size = rows = 0
             kept: list[bytes] = []
@@ -194,17 +202,21 @@ class KV:
             raise RpcError(Code.UNIMPLEMENTED, "RangeStream does not support custom sort orders")
         if _has_filters(request):
             raise RpcError(Code.UNIMPLEMENTED, "RangeStream does not support revision filters")
+        gate, judged_at = self._node.auth, 0
+        if gate.is_enabled:
+            judged_at = gate.check_range(call, message.key, message.range_end)
         if request.count_only or not isinstance(request.keys, KeyRange) or request.keys == KeyRange.empty():
             call.send(_stream_response(self._found(self._store.find(request))))
             call.finish()
             return None
-        call.run(self._stream(call, request))
+        call.run(self._stream(call, request, judged_at))
         return None
 
-    async def _stream(self, call: Call, request: RangeRequest) -> None:
+    async def _stream(self, call: Call, request: RangeRequest, judged_at: int) -> None:
         keys, limit = request.keys, max(request.limit, 0)
         assert isinstance(keys, KeyRange)
         with self._store.snapshot(revision=max(request.revision, 0)) as snapshot:
+            self._node.auth.check_unchanged(judged_at)
             header = self._header_of(request, snapshot.revision)
             rows = 0
             waiting: tuple[KeyValue, ...] = ()
@@ -225,13 +237,23 @@ class KV:
     def put(self, call: Call, message: rpc.PutRequest) -> None:
         """Set a key."""
         node = self._node
+        gate = node.auth
+        if gate.is_changing:
+            gate.defer(call, lambda: self.put(call, message))
+            return
         size = len(message.key) + len(message.value)
         cost = PUT_OVERHEAD_BYTES + size
         node.alarms.admit(cost)
         request = put_request(message)
-        self._check_size(message, size)
+        if not gate.is_enabled:
+            self._check_size(message, size)
+            node.alarms.check_write(cost)
+            node.submit(call, request, self._put_answer)
+            return
+        caller = gate.caller(call)
+        self._check_size(message, size, caller)
         node.alarms.check_write(cost)
-        node.submit(call, request, self._put_answer)
+        node.submit(call, request, self._put_answer, gate.check_put(caller, message))
 
     def _put_answer(self, result: Result) -> bytes:
         assert isinstance(result, PutResult)
@@ -239,9 +261,16 @@ class KV:
 
     def delete_range(self, call: Call, message: rpc.DeleteRangeRequest) -> None:
         """Delete a range."""
+        gate = self._node.auth
+        if gate.is_changing:
+            gate.defer(call, lambda: self.delete_range(call, message))
+            return
         request = delete_request(message)
-        self._check_size(message, len(message.key) + len(message.range_end))
+        caller = gate.caller(call) if gate.is_enabled else None
+        self._check_size(message, len(message.key) + len(message.range_end), caller)
         self._node.alarms.check_write()
+        if gate.is_enabled:
+            gate.check_delete(caller, message)
         self._node.submit(call, request, self._delete_answer)
 
     def _delete_answer(self, result: Result) -> bytes:
@@ -253,13 +282,22 @@ class KV:
     def txn(self, call: Call, message: rpc.TxnRequest) -> None:
         """Run a txn."""
         node = self._node
+        gate = node.auth
+        if gate.is_changing:
+            gate.defer(call, lambda: self.txn(call, message))
+            return
         cost = message_cost(message)
         node.alarms.admit(cost)
         request = txn_request(message, node.limits.max_txn_ops)
-        if not _is_read_only(message):
-            self._check_size(message, self._bytes_max)
+        caller = gate.caller(call) if gate.is_enabled else None
+        is_read_only = _is_read_only(message)
+        if not is_read_only:
+            self._check_size(message, self._bytes_max, caller)
             node.alarms.check_write(cost)
-        node.submit(call, request, self._txn_answer)
+        check = gate.check_txn(caller, message) if gate.is_enabled else None
+        if is_read_only:
+            gate.check_current(caller)
+        node.submit(call, request, self._txn_answer, check)
 
     def _txn_answer(self, result: Result) -> bytes:
         assert isinstance(result, TxnResult)
@@ -267,16 +305,23 @@ class KV:
         fill_txn(response, result)
         return self._node.headers.at(result.revision) + response.SerializeToString()
 
-    def _check_size(self, message: rpc.PutRequest | rpc.DeleteRangeRequest | rpc.TxnRequest, at_least: int) -> None:
+    def _check_size(
+        self,
+        message: rpc.PutRequest | rpc.DeleteRangeRequest | rpc.TxnRequest,
+        at_least: int,
+        caller: Caller | None = None,
+    ) -> None:
         # The exact size is asked for only where it could be too large.
-        if at_least > self._bytes_max - 1024:
+        envelope = self._envelope_bytes if caller is None else _envelope_bytes(self._node.member_id, caller)
+        if at_least + envelope > self._bytes_max - 1024:
             size = message.ByteSize()
-            if self._envelope_bytes + len(varint(size)) + size > self._bytes_max:
+            if envelope + len(varint(size)) + size > self._bytes_max:
                 raise Refusal.REQUEST_TOO_LARGE.error()
 
     def compact(self, call: Call, message: rpc.CompactionRequest) -> None:
         """Forget history; with `physical`, answer when its space is free."""
         node = self._node
+        node.auth.check_root(call)
         node.alarms.check_write()
         is_physical = message.physical
 
@@ -294,13 +339,15 @@ class KV:
         return self._node.header()
 
 
-def _envelope_bytes(member_id: int) -> int:
+def _envelope_bytes(member_id: int, caller: Caller = NOBODY) -> int:
     """Return what a request grows by in etcd's log, where it is measured, without the length of the request.
 
-    The field of its header, with a number in which the low 16 bits of the member's id come first, and its own tag.
+    The field of its header, with a number in which the low 16 bits of the member's id come first, and whose request it
+    is; and its own tag.
     """
     number = (member_id & 0xFFFF) << _ID_BITS | 1 << (_ID_BITS - 1)
-    return 2 + 1 + 1 + len(varint(number)) + 1
+    header = 1 + len(varint(number)) + len(bytes_field(2, caller.user.encode())) + len(int_field(3, caller.revision))
+    return 2 + len(varint(header)) + header + 1
 
 
 def _is_read_only(message: rpc.TxnRequest) -> bool:

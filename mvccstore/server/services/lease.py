@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import deque
 from contextlib import suppress
 
 from mvccstore.errors import LeaseNotFoundError
 from mvccstore.lease import TTL_SECONDS_MAX
 from mvccstore.mvcc.etcd_encoding import int_field
+from mvccstore.server.auth.gate import Check, Judge
+from mvccstore.server.auth.permissions import READ, WRITE
 from mvccstore.server.errors import Refusal
 from mvccstore.server.messages import rpc
 from mvccstore.server.node import Node
@@ -16,6 +19,8 @@ from mvccstore.server.transport.call import Call, Method, Receiver
 from mvccstore.types import DeleteResult, LeaseGrantRequest, LeaseRevokeRequest, Result
 
 _GRANT_COST_BYTES = 64
+WAITING_MAX = 1_000
+"""Of requests of one stream to keep leases alive whose keys are looked at first; one more ends the stream."""
 
 
 class LeaseService:
@@ -44,6 +49,7 @@ class LeaseService:
         """Create a lease, with a number of ours if it names none, for at least etcd's shortest time."""
         node = self._node
         node.alarms.admit(_GRANT_COST_BYTES)
+        node.auth.check_user(call)
         node.alarms.check_write(_GRANT_COST_BYTES)
         if message.TTL > TTL_SECONDS_MAX:
             raise Refusal.LEASE_TTL_TOO_LARGE.error()
@@ -57,8 +63,15 @@ class LeaseService:
 
     def revoke(self, call: Call, message: rpc.LeaseRevokeRequest) -> None:
         """End a lease and delete its keys, as one revision."""
-        self._node.alarms.check_write()
-        self._node.submit(call, LeaseRevokeRequest(message.ID), self._revoked)
+        node = self._node
+        gate = node.auth
+        if gate.is_changing:
+            gate.defer(call, lambda: self.revoke(call, message))
+            return
+        caller = gate.check_user(call)
+        node.alarms.check_write()
+        check = gate.lease_check(caller, [message.ID], WRITE)
+        node.submit(call, LeaseRevokeRequest(message.ID), self._revoked, check)
 
     def _revoked(self, result: Result) -> bytes:
         assert isinstance(result, DeleteResult)
@@ -66,20 +79,28 @@ class LeaseService:
 
     def time_to_live(self, call: Call, message: rpc.LeaseTimeToLiveRequest) -> bytes | None:
         """Say how long a lease has, and which keys; of an unknown one that it has -1 seconds."""
+        gate = self._node.auth
+        caller = gate.check_user(call)
         if not message.keys:
-            return self._node.header() + self._told(message)
-        call.run(self._told_beside(message))  # each key is a lookup
+            return self._node.header() + self._told(message, None)
+        judge = gate.keys_judge(caller)
+        judged_at = 0 if judge is None else gate.accounts.revision
+        call.run(self._told_beside(message, judge, judged_at))  # each key is a lookup
         return None
 
-    async def _told_beside(self, message: rpc.LeaseTimeToLiveRequest) -> bytes:
-        told = await asyncio.get_running_loop().run_in_executor(None, self._told, message)
+    async def _told_beside(self, message: rpc.LeaseTimeToLiveRequest, judge: Judge | None, judged_at: int) -> bytes:
+        told = await asyncio.get_running_loop().run_in_executor(None, self._told, message, judge)
+        self._node.auth.check_unchanged(judged_at)
         return self._node.header() + told
 
-    def _told(self, message: rpc.LeaseTimeToLiveRequest) -> bytes:
+    def _told(self, message: rpc.LeaseTimeToLiveRequest, judge: Judge | None) -> bytes:
         response = rpc.LeaseTimeToLiveResponse(ID=message.ID, TTL=-1)
         try:
             lease = self._store.lease(message.ID)
             keys = lease.keys() if message.keys else []
+            if judge is not None:
+                for key in keys:
+                    judge.check(READ, key)
             response.grantedTTL = math.ceil(lease.ttl)
             response.TTL = int(lease.remaining())
             response.keys.extend(keys)
@@ -87,25 +108,69 @@ class LeaseService:
             response = rpc.LeaseTimeToLiveResponse(ID=message.ID, TTL=-1)
         return response.SerializeToString()
 
-    def leases(self, _call: Call, _message: rpc.LeaseLeasesRequest) -> bytes:
+    def leases(self, call: Call, _message: rpc.LeaseLeasesRequest) -> bytes | None:
         """List the leases, the one that ends first at the head."""
+        gate = self._node.auth
+        caller = gate.check_user(call)
+        found = [lease.id for lease in self._store.leases()]
+        check = gate.lease_check(caller, found, READ)
+        if check is None:
+            return self._listed(found)
+        call.run(self._listed_beside(found, check, gate.accounts.revision))
+        return None
+
+    async def _listed_beside(self, found: list[int], check: Check, judged_at: int) -> bytes:
+        await asyncio.get_running_loop().run_in_executor(None, check)
+        self._node.auth.check_unchanged(judged_at)
+        return self._listed(found)
+
+    def _listed(self, found: list[int]) -> bytes:
         response = rpc.LeaseLeasesResponse()
-        for lease in self._store.leases():
-            response.leases.add().ID = lease.id
+        for lease_id in found:
+            response.leases.add().ID = lease_id
         return self._node.header() + response.SerializeToString()
 
 
 class KeepAlive(Receiver):
     """One stream of keep-alives, for any number of leases."""
 
-    __slots__ = ("_call", "_node")
+    __slots__ = ("_call", "_is_ended", "_node", "_waiting")
 
     def __init__(self, node: Node, call: Call) -> None:
         self._node = node
         self._call = call
+        self._waiting: deque[rpc.LeaseKeepAliveRequest] = deque()
+        self._is_ended = False
 
     def message(self, request: rpc.LeaseKeepAliveRequest) -> None:
         """Give a lease its whole time again; one that is not there has 0 seconds."""
+        if not self._waiting and not self._node.auth.is_enabled:
+            self._keep(request)
+            return
+        if len(self._waiting) >= WAITING_MAX:
+            raise Refusal.TOO_MANY_REQUESTS.error()
+        self._waiting.append(request)
+        if len(self._waiting) == 1:
+            self._call.run(self._keep_waiting())
+
+    async def _keep_waiting(self) -> None:
+        """Keep those alive that may be, in order: who may not write all keys of a lease may not."""
+        gate = self._node.auth
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            request = self._waiting[0]
+            caller = gate.check_user(self._call)
+            check = gate.lease_check(caller, [request.ID], WRITE)
+            if check is not None:
+                judged_at = gate.accounts.revision
+                await loop.run_in_executor(None, check)
+                gate.check_unchanged(judged_at)
+            self._keep(request)
+            self._waiting.popleft()
+        if self._is_ended:
+            self._call.finish()
+
+    def _keep(self, request: rpc.LeaseKeepAliveRequest) -> None:
         header = self._node.header()
         ttl = 0
         with suppress(LeaseNotFoundError):
@@ -114,4 +179,6 @@ class KeepAlive(Receiver):
 
     def end(self) -> None:
         """The client has none to keep alive any more."""
-        self._call.finish()
+        self._is_ended = True
+        if not self._waiting:
+            self._call.finish()

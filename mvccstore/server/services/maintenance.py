@@ -55,6 +55,8 @@ class Maintenance:
 
     def alarm(self, call: Call, message: rpc.AlarmRequest) -> bytes | None:
         """List, raise or disarm alarms."""
+        gate = self._node.auth
+        (gate.check_user if message.action == rpc.AlarmRequest.GET else gate.check_root)(call)
         alarms = self._node.alarms
         wanted = AlarmRecord(message.memberID, message.alarm)
         match message.action:
@@ -78,9 +80,10 @@ class Maintenance:
 
     # Facts
 
-    def status(self, _call: Call, _message: rpc.StatusRequest) -> bytes:
+    def status(self, call: Call, _message: rpc.StatusRequest) -> bytes:
         """Tell version, sizes, leader and alarms."""
         node = self._node
+        node.auth.check_user(call)
         stats = self._store.stats()
         response = rpc.StatusResponse(
             version=node.identity.version,
@@ -106,6 +109,7 @@ class Maintenance:
 
     def hash(self, call: Call, _message: rpc.HashRequest) -> None:
         """Hash what the store holds; of use for comparing with itself alone."""
+        self._node.auth.check_root(call)
         call.run(self._hash())
 
     async def _hash(self) -> bytes:
@@ -114,6 +118,7 @@ class Maintenance:
 
     def hash_kv(self, call: Call, message: rpc.HashKVRequest) -> bytes | None:
         """Hash the history up to a revision, as etcd does."""
+        self._node.auth.check_root(call)
         if message.revision >= 0:
             call.run(self._hash_kv(message.revision))
             return None
@@ -134,6 +139,7 @@ class Maintenance:
 
     def defragment(self, call: Call, _message: rpc.DefragmentRequest) -> None:
         """Shrink the file. The answer has no header."""
+        self._node.auth.check_root(call)
         call.run(self._defragment())
 
     async def _defragment(self) -> bytes:
@@ -142,6 +148,7 @@ class Maintenance:
 
     def snapshot(self, call: Call, _message: rpc.SnapshotRequest) -> None:
         """Send the store as etcd's database file, and its SHA-256 after it."""
+        self._node.auth.check_root(call)
         call.run(self._snapshot(call))
 
     async def _snapshot(self, call: Call) -> None:
@@ -170,6 +177,7 @@ class Maintenance:
             members=tuple(node.members.all()),
             removed_members=tuple(node.members.removed()),
             alarms=tuple(node.alarms.all()),
+            auth=node.auth.accounts.etcd_records(),
             index=node.raft_index,
             term=node.raft_term,
             cluster_version=f"{node.identity.cluster_version}.0",
@@ -178,8 +186,9 @@ class Maintenance:
 
     # The cluster of one
 
-    def move_leader(self, _call: Call, message: rpc.MoveLeaderRequest) -> bytes:
+    def move_leader(self, call: Call, message: rpc.MoveLeaderRequest) -> bytes:
         """Move the lead to where it is; there is nowhere else. The answer has no header."""
+        self._node.auth.check_root(call)
         if message.targetID != self._node.member_id:
             raise Refusal.BAD_LEADER_TRANSFEREE.error()
         return b""
@@ -187,6 +196,7 @@ class Maintenance:
     def downgrade(self, call: Call, message: rpc.DowngradeRequest) -> bytes | None:
         """Check, note or cancel a downgrade to the minor version below."""
         node = self._node
+        node.auth.check_root(call)
         answer = node.header() + rpc.DowngradeResponse(version=node.identity.cluster_version).SerializeToString()
         match message.action:
             case rpc.DowngradeRequest.VALIDATE:

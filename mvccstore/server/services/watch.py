@@ -24,21 +24,17 @@ from mvccstore.server.services.watch_stream import WatchStream
 from mvccstore.server.transport.call import Call, Method, Receiver
 
 
-def _permit_all(call: Call, key: bytes, range_end: bytes) -> None:
-    del call, key, range_end
-
-
 class Watch:
     """etcd's Watch service.
 
     Args:
         node: What all services share.
-        permit: Asked before a watch is created.
+        permit: Asked before a watch is created; by default, what the node's users may.
     """
 
-    def __init__(self, node: Node, permit: Permit = _permit_all) -> None:
+    def __init__(self, node: Node, permit: Permit | None = None) -> None:
         self._node = node
-        self._hall = Hall(node, permit)
+        self._hall = Hall(node, permit or node.auth.check_watch)
         node.at_stop(self.stop)
 
     def methods(self) -> list[Method]:

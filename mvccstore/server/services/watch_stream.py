@@ -93,9 +93,9 @@ class WatchStream(Work):
         key = request.key or _FIRST_KEY
         range_end = request.range_end
         try:
-            self._check_permission(key, range_end)
             if request.start_revision < 0:
                 raise _Refused(Refusal.COMPACTED.value[1])
+            self._check_permission(key, range_end)
             keys = _keys(key, range_end)
             watch_id = self._choose_id(request.watch_id)
         except _Refused as refused:

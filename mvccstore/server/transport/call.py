@@ -28,6 +28,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from mvccstore.server.transport.counts import MethodCounts
 from mvccstore.server.transport.status import Code, RpcError
 
 _log = logging.getLogger("mvccstore.server")
@@ -90,6 +91,7 @@ class Method:
     stream_handler: StreamHandler | None = None
     """Set instead of `handler` if requests are streamed."""
     is_server_streaming: bool = False
+    counts: MethodCounts = field(default_factory=MethodCounts, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         assert (self.handler is None) != (self.stream_handler is None)
@@ -129,7 +131,18 @@ class Router:
 class Call(ABC):
     """One call, from its first byte to its status. Used on the loop's thread only."""
 
-    __slots__ = ("_task", "_waiter", "is_done", "metadata", "method", "on_cancel", "on_writable", "peer", "router")
+    __slots__ = (
+        "_task",
+        "_waiter",
+        "began_at",
+        "is_done",
+        "metadata",
+        "method",
+        "on_cancel",
+        "on_writable",
+        "peer",
+        "router",
+    )
 
     def __init__(self, router: Router, method: Method, metadata: Metadata, peer: Peer) -> None:
         self.router = router
@@ -137,6 +150,8 @@ class Call(ABC):
         self.metadata = metadata
         self.peer = peer
         self.is_done = False
+        self.began_at = -1.0
+        """When its handler was called, 0 if that is not measured; negative before."""
         self.on_cancel: Callable[[], None] | None = None
         self.on_writable: Callable[[], None] | None = None
         """Called when the call is writable again, each time it was not; to be set by who wants to know."""
@@ -234,10 +249,22 @@ class Call(ABC):
         finally:
             self._task = None
 
+    def _count_start(self) -> None:
+        counts = self.method.counts
+        counts.started += 1
+        self.began_at = 0.0 if counts.now is None else counts.now()
+
+    def _count_end(self, code: int) -> None:
+        """Count the end of the call, once. For transports."""
+        if self.began_at >= 0:
+            self.method.counts.end(self.began_at, code)
+            self.began_at = -1.0
+
     def serve(self, request: Any) -> None:
         """Have a unary call's handler carry out its request, and end the call if it did so at once."""
         handler = self.method.handler
         assert handler is not None
+        self._count_start()
         try:
             self.router.gate(self)
             answer = handler(self, request)
@@ -251,6 +278,7 @@ class Call(ABC):
         """Begin a streaming call; None if it was refused, and has ended."""
         handler = self.method.stream_handler
         assert handler is not None
+        self._count_start()
         try:
             self.router.gate(self)
             return handler(self)

@@ -38,18 +38,19 @@ class Guard:
         """A frame came that costs the peer nothing and us something."""
         self._control += cost
         if self._control > self._limits.control_frames_max and self._is_within(self._limits.flood_seconds):
-            self._calm("too many control frames")
+            self._calm("control_frames_max", "too many control frames")
 
     def note_reset(self) -> None:
         """A call under way was taken back, or broke a rule."""
         self._resets += 1
         if self._resets > self._limits.resets_max and self._is_within(self._limits.flood_seconds):
-            self._calm("too many calls were taken back")
+            self._calm("resets_max", "too many calls were taken back")
 
     def note_stray(self) -> None:
         """Headers came for a stream that is closed: they may cross our last frame, and cost us their decoding."""
         self._strays += 1
         if self._strays > self._limits.control_frames_max and self._is_within(self._limits.flood_seconds):
+            self._limits.cuts.note("control_frames_max")
             raise ProtocolError(ErrorCode.STREAM_CLOSED, "too many headers on closed streams")
 
     def _is_within(self, seconds: float) -> bool:
@@ -70,8 +71,10 @@ class Guard:
         """More of a header block came."""
         self._continuations += 1
         self._block_bytes += size
-        if self._continuations > self._limits.continuations_max or self._block_bytes > self._limits.header_bytes_max:
-            self._calm("header block is too large")
+        if self._continuations > self._limits.continuations_max:
+            self._calm("continuations_max", "header block is too large")
+        if self._block_bytes > self._limits.header_bytes_max:
+            self._calm("header_bytes_max", "header block is too large")
 
     def note_ping(self, *, has_streams: bool, has_answered: bool) -> None:
         """A ping came. Those that follow an answer are free: clients measure the line with them."""
@@ -85,7 +88,8 @@ class Guard:
         if now - before < least:
             self._strikes += 1
             if self._strikes > self._limits.ping_strikes_max:
-                self._calm("too_many_pings")
+                self._calm("ping_strikes_max", "too_many_pings")
 
-    def _calm(self, reason: str) -> NoReturn:
+    def _calm(self, limit: str, reason: str) -> NoReturn:
+        self._limits.cuts.note(limit)
         raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, reason)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from mvccstore.server.transport.counts import Cuts
 from mvccstore.server.transport.frames import WINDOW_BYTES
 
 
@@ -45,6 +46,8 @@ class TransportLimits:
     """A client that does not answer a ping for so long is gone: etcd's `--grpc-keepalive-timeout`."""
     handshake_seconds: float = 120.0
     """How long a client may take to begin: to send its preface, or its first request."""
+    tls_handshake_seconds: float = 10.0
+    """How long the handshake of TLS may take."""
     http_head_bytes_max: int = 64 * 1024
     """The largest head of an HTTP/1.1 request."""
     http_pipelined_bytes_max: int = 256 * 1024
@@ -67,6 +70,8 @@ class TransportLimits:
     """The most frames of one message of a WebSocket. How large it may be is `http_body_bytes_max`."""
     websocket_message_seconds: float = 300.0
     """How long a message may take, from its first frame to its last."""
+    cuts: Cuts = field(default_factory=Cuts, repr=False, compare=False)
+    """How often which of these was passed, by all connections that go by this object."""
 
     def __post_init__(self) -> None:
         # A client may fill the window that all begin with before it learns of ours (RFC 9113 6.9.3).

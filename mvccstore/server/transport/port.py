@@ -15,6 +15,8 @@ from mvccstore.server.transport.deadlines import Deadlines
 from mvccstore.server.transport.frames import PREFACE
 from mvccstore.server.transport.http2 import Http2Connection
 from mvccstore.server.transport.limits import TransportLimits
+from mvccstore.server.transport.secure import SecureTransport
+from mvccstore.server.transport.tls import Handshakes
 
 _LOOK_SECONDS = 1.0
 
@@ -46,6 +48,7 @@ class Port:
         router: The methods that calls are for.
         http: Makes what serves HTTP/1.1; None to serve only gRPC.
         is_grpc: False serves only HTTP/1.1 (etcd's `--listen-client-http-urls`).
+        handshakes: Has all connections speak TLS.
     """
 
     def __init__(
@@ -55,11 +58,15 @@ class Port:
         http: HttpFactory | None = None,
         *,
         is_grpc: bool = True,
+        handshakes: Handshakes | None = None,
     ) -> None:
         self._router = router
         self._limits = limits
         self._http = http
         self._is_grpc = is_grpc
+        self._handshakes = handshakes
+        self.rejected = 0
+        """How many handshakes have failed."""
         self._loop = asyncio.get_running_loop()
         self._deadlines = Deadlines(self._loop)
         self._servers: list[asyncio.AbstractServer] = []
@@ -72,13 +79,21 @@ class Port:
 
     async def listen(self, host: str, port: int) -> int:
         """Listen on a TCP address; return the port, which is chosen if 0 was given."""
-        server = await self._loop.create_server(lambda: _Greeter(self), host, port, backlog=4096)
+        server = await self._loop.create_server(self._accept, host, port, backlog=4096)
         self._servers.append(server)
         return cast("int", server.sockets[0].getsockname()[1])
 
     async def listen_unix(self, path: str) -> None:
         """Listen on a unix socket."""
-        self._servers.append(await self._loop.create_unix_server(lambda: _Greeter(self), path, backlog=4096))
+        self._servers.append(await self._loop.create_unix_server(self._accept, path, backlog=4096))
+
+    def _accept(self) -> asyncio.Protocol:
+        if self._handshakes is None:
+            return _Greeter(self)
+        return SecureTransport(lambda: _Greeter(self), self._handshakes, self._limits, self, self._note_rejected)
+
+    def _note_rejected(self) -> None:
+        self.rejected += 1
 
     def begin(self, transport: asyncio.Transport, first: bytes, peer: Peer) -> None:
         """Choose the protocol of a connection by its first bytes."""
@@ -185,7 +200,9 @@ class _Greeter(asyncio.Protocol):
         if len(self._first) < 4 and PREFACE.startswith(self._first):
             return  # PRI or POST
         self._port.part(self)
-        self._port.begin(self._transport, self._first, Peer(_address(self._transport)))
+        self._port.begin(
+            self._transport, self._first, Peer(_address(self._transport), self._transport.get_extra_info("certificate"))
+        )
 
     def connection_lost(self, _error: Exception | None) -> None:
         self._port.part(self)

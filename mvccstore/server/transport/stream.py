@@ -163,6 +163,7 @@ class Stream(Call):
 
     def serve_whole(self, message: bytes) -> None:
         """Serve a unary call without a deadline, all of which has come."""
+        self.method.counts.received_bytes += len(message)
         self.is_half_closed = True
         try:
             request = self._decode(message)
@@ -229,12 +230,15 @@ class Stream(Call):
     def _take(self, flag: int, message: bytes) -> None:
         if flag:
             message = self._inflate(flag, message)
+        counts = self.method.counts
+        counts.received_bytes += len(message)
         if self.method.handler is not None:
             if self._request is not None:
                 raise RpcError(Code.INTERNAL, "Too many messages for a unary call")
             self._request = message
         elif self._receiver is not None:
             request = self._decode(message)
+            counts.received += 1
             try:
                 self._receiver.message(request)
             except Exception as error:  # noqa: BLE001 - ends the call
@@ -315,6 +319,7 @@ class Stream(Call):
         self._drop_queue()
         self._trailers = None
         if not was_done:
+            self._count_end(Code.CANCELLED)
             self._tell(cancel)
 
     def _drop_queue(self) -> None:
@@ -377,6 +382,8 @@ class Stream(Call):
                 _OK_BLOCK,
             )
             self.is_done = True
+            self.method.counts.sent_bytes += size - MESSAGE_HEAD_BYTES
+            self._count_end(0)
             wire.has_answered = True
             self._release()
             wire.forget(self)
@@ -389,6 +396,9 @@ class Stream(Call):
         """Send one of several answers."""
         if self.is_done:
             return
+        counts = self.method.counts
+        counts.sent += 1
+        counts.sent_bytes += len(message)
         flag = b"\0"
         if self.head.is_gzip and len(message) <= _DEFLATED_BYTES_MAX:
             deflater = zlib.compressobj(1, wbits=31)
@@ -404,6 +414,9 @@ class Stream(Call):
     def begin(self, length: int) -> None:
         """Begin an answer whose parts follow. It is sent as it is, whatever compression was asked for."""
         if not self.is_done:
+            counts = self.method.counts
+            counts.sent += 1
+            counts.sent_bytes += length
             self._send_head()
             self._write(b"\0" + length.to_bytes(4))
 
@@ -416,12 +429,14 @@ class Stream(Call):
         """End the call with OK."""
         if not self.is_done:
             self._send_head()
+            self._count_end(0)
             self._finish(OK_STATUS)
 
     def fail(self, error: RpcError) -> None:
         """End the call with an error."""
         if self.is_done:
             return
+        self._count_end(error.code)
         if self.has_head:
             self._finish(status_block(error.code, error.message))
         else:
