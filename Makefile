@@ -11,7 +11,7 @@ help:
 	@echo 'make test      all tests (under ten minutes on two cores)'
 	@echo 'make lint      ruff and mypy'
 	@echo 'make format    ruff, writing'
-	@echo 'make soak      the long versions of the random tests, and a minute under load with memory flat'
+	@echo 'make soak      the long versions of the random tests, and a minute under load with memory flat, etcdctl check perf'
 	@echo 'make coverage  branch coverage of mvccstore/'
 	@echo 'make bench     the core benchmark, as a table'
 	@echo 'make messages  the generated modules of mvccstore/server/messages, from its proto/'
@@ -40,11 +40,11 @@ format: .venv/ready
 	$(BIN)/ruff format .
 
 soak: .venv/ready
-	$(BIN)/python -m pytest -q -s -m soak tests/soak
-	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -q tests/stateful tests/property tests/crash
+	$(BIN)/python -m pytest -q -s -m soak tests/soak tests/wire
+	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -q tests/stateful tests/property tests/crash tests/wire/test_differential_random.py
 
 coverage: .venv/ready
-	$(BIN)/python -m pytest -q --cov --cov-report=term
+	$(BIN)/python -m pytest -q -p no:mvccstore --cov --cov-report=term  # the plugin would import it before it is measured
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks core

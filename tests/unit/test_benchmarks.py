@@ -15,9 +15,10 @@ from benchmarks.__main__ import README, main, with_tables
 from benchmarks.bench_watch import Crowd, Idle
 from benchmarks.engines import KineTable, RawLmdb
 from benchmarks.harness import Series, filesystem, fsync_us, percentile, race, ratio, significant
-from benchmarks.report import CORE, TESTING, WATCH, Report, Target, markdown, text
+from benchmarks.report import CORE, TESTING, WATCH, WIRE, Report, Target, markdown, text
 from benchmarks.workloads import FULL, QUICK, Workload, key, new_key
 from mvccstore import KeyRange
+from tests.oracle.choice import find_oracle
 
 ROOT = Path(__file__).parents[2]
 FIGURES = {
@@ -141,6 +142,19 @@ def test_testing_json_has_the_figures_that_need_no_etcd(testing_run: dict[str, A
     assert testing_run["reset_ms_p50"] == pytest.approx(rows["reset after 1,000 puts"]["us_median"] / 1_000, rel=0.01)
     for shown in (text(testing_run), markdown(testing_run)):
         assert all(name in shown for name in TESTING if name in testing_run)
+
+
+@pytest.mark.etcd
+@pytest.mark.slow
+def test_wire_json_has_every_figure_as_a_positive_number(tmp_path: Path) -> None:
+    found = _printed("wire", tmp_path, "--etcd", str(find_oracle().etcd))
+    assert set(found) == set(WIRE) | {"rows", "machine", "etcd", "load_average", "workload", "seconds"}
+    for name in WIRE:
+        assert type(found[name]) is float, name
+        assert found[name] > 0, name
+    assert {"mvccstore", f"etcd {found['etcd']['version']}"} == set(found["rows"])
+    for shown in (text(found), markdown(found)):
+        assert all(name in shown for name in WIRE)
 
 
 def test_idle_watchers_are_many_and_never_woken(tmp_path: Path) -> None:
