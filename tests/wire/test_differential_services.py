@@ -44,7 +44,7 @@ from tests.wire.calls import (
     watching,
 )
 from tests.wire.client import StreamEnd
-from tests.wire.differential import Case, Do, End, HalfClose, Http, Operation, Streaming, Take, Unary
+from tests.wire.differential import Case, Do, End, HalfClose, Http, Operation, Send, Streaming, Take, Unary
 from tests.wire.pair import NEEDS_ORACLE, OPTIONS, Pair, running_pair
 
 pytestmark = NEEDS_ORACLE
@@ -413,12 +413,8 @@ def check(service: str = "") -> Unary:
 
 
 def watch_health(service: str = "") -> Streaming:
-    from tests.wire.differential import Send
-
     return Streaming(f"{HEALTH}/Watch", (Send(health.HealthCheckRequest(service=service)), Take(1)))
 
-
-ODD_VERSION = [("client-api-version", "3.6")]
 
 OTHERS = (
     Case("health", (check(), check("etcdserverpb.KV"), check("x"), watch_health(), watch_health("x"))),
