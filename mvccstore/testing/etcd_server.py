@@ -15,6 +15,7 @@ from mvccstore.rewind import Mark, mark
 from mvccstore.server.server import Server, ServerOptions
 from mvccstore.server.serving import Serving, serve
 from mvccstore.store import Store
+from mvccstore.testing.assertions import Assertions
 from mvccstore.testing.calls import Calls
 from mvccstore.testing.clock import FakeClock
 from mvccstore.testing.contents import Contents, load, snapshot
@@ -53,7 +54,7 @@ class EtcdClock:
         self._settle()
 
 
-class Etcd:
+class Etcd(Assertions):
     """A running etcd, for `with` and `async with`. Get one from `mvccstore.testing.etcd`, or the fixture `etcd`.
 
     All servers of a process share one thread. A server is for its test: what the test leaves open is cut when it ends.
