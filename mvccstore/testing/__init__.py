@@ -3,6 +3,7 @@
     FakeClock       time that stands still until it is moved
     etcd            a running etcd: `with mvccstore.testing.etcd() as etcd:`; see `etcd_server.Etcd`
     Model           says what a store must answer
+    check_history   whether what clients saw, of any etcd, is what an etcd promises; see `history`
 
 Nothing in here is imported by the rest of the package.
 """
@@ -12,9 +13,10 @@ from __future__ import annotations
 from typing import Any
 
 from mvccstore.testing.clock import FakeClock
+from mvccstore.testing.history import Recording, check_history
 from mvccstore.testing.model import Model, ModelTxn, ModelView
 
-__all__ = ["FakeClock", "Model", "ModelTxn", "ModelView", "etcd"]
+__all__ = ["FakeClock", "Model", "ModelTxn", "ModelView", "Recording", "check_history", "etcd"]
 
 
 def __getattr__(name: str) -> Any:
