@@ -26,6 +26,7 @@ from mvccstore.server.errors import Refusal
 from mvccstore.server.member import Identity
 from mvccstore.server.members import Members
 from mvccstore.server.messages.fast import Headers
+from mvccstore.server.metrics.tally import Tally
 from mvccstore.server.transport.call import Call
 from mvccstore.server.transport.status import RpcError
 from mvccstore.server.writer import UNDER_WAY_MAX, Writer
@@ -79,7 +80,8 @@ class Node:
         self._commands = 0
         self._note_at = _INDEX_SLACK // 2
         self.headers = Headers(self.cluster_id, self.member_id, self.raft_term)
-        self.writer = Writer(store)
+        self.tally = Tally(store.stats().leases)
+        self.writer = Writer(store, self.tally.commits)
         self.alarms = Alarms(store, self.writer, self.member_id, quota_bytes)
         self.members = Members(store, identity)
         auth = auth or AuthOptions()
@@ -116,6 +118,7 @@ class Node:
         which may raise, is called right before, with no other write in between.
         """
         if self.writer.under_way > UNDER_WAY_MAX:
+            self.tally.proposals_failed += 1
             raise Refusal.TOO_MANY_REQUESTS.error()
 
         def done(result: Result | Exception) -> None:

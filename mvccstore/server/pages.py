@@ -31,6 +31,9 @@ _OLD_PREFIX = "/v3beta/"
 _PLAIN = ((b"Content-Type", b"text/plain; charset=utf-8"),)
 _JSON = ((b"Content-Type", b"application/json"),)
 _QUERY_FIELDS_MAX = 100
+_NAME_IGNORED = (
+    b"CommonName of client sending a request against gateway will be ignored and not used as expected\n"  # etcd's words
+)
 
 
 class Site:
@@ -52,6 +55,7 @@ class Site:
         origins: frozenset[str] = frozenset({"*"}),
     ) -> None:
         self._gateway = gateway
+        self._auth = node.auth
         self._hosts = hosts
         self._origins = origins
         self.pages: dict[str, Page] = {
@@ -77,6 +81,9 @@ class Site:
             )
         if not request.is_secure and not self._is_known_host(request):
             exchange.respond(421, TEXT, b"this server is not asked by that host name; allow it with --host-whitelist\n")
+            return None
+        if self._gateway is not None and path.startswith(PREFIX) and self._auth.is_named(request.peer):
+            exchange.respond(400, TEXT, _NAME_IGNORED)
             return None
         self._allow_origin(exchange)
         if request.method == "OPTIONS":
@@ -198,8 +205,10 @@ class _Health:
     def __call__(self, exchange: Exchange) -> None:
         reason = self._reason(exchange)
         if reason is None:
+            self._node.tally.health_successes += 1
             exchange.respond(200, _PLAIN, b'{"health":"true","reason":""}')
         else:
+            self._node.tally.health_failures += 1
             exchange.respond(503, TEXT, b'{"health":"false","reason":"%s"}\n' % reason)
 
     def _reason(self, exchange: Exchange) -> bytes | None:

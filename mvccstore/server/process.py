@@ -128,6 +128,7 @@ def plan(flags: Mapping[str, Value]) -> Plan:
         auto_compaction=_auto_compaction(flags),
         auth=_auth(flags),
         tls=tls,
+        has_handling_seconds=_text(flags, "metrics") == "extensive",
     )
     return Plan(
         data_dir,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, Self
 
@@ -16,8 +17,10 @@ from mvccstore.server.autocompaction import AutoCompaction
 from mvccstore.server.errors import Refusal, translate
 from mvccstore.server.gateway.gateway import Gateway
 from mvccstore.server.member import Identity
+from mvccstore.server.metrics.families import HANDLING_BOUNDS, Family, families
+from mvccstore.server.metrics.page import MetricsPage
 from mvccstore.server.node import Node, RequestLimits
-from mvccstore.server.pages import Site
+from mvccstore.server.pages import Site, get_only
 from mvccstore.server.services.auth import Auth
 from mvccstore.server.services.cluster import Cluster
 from mvccstore.server.services.election import Election
@@ -28,6 +31,7 @@ from mvccstore.server.services.lock import Lock
 from mvccstore.server.services.maintenance import Maintenance
 from mvccstore.server.services.watch import Watch
 from mvccstore.server.transport.call import Call, Metadata, Method, Router
+from mvccstore.server.transport.counts import Histogram
 from mvccstore.server.transport.http1 import http_factory
 from mvccstore.server.transport.limits import TransportLimits
 from mvccstore.server.transport.port import Port
@@ -61,6 +65,8 @@ class ServerOptions:
     auth: AuthOptions = field(default_factory=AuthOptions)
     tls: TLSOptions | None = None
     """What connections are secured with. `client_cert_auth` in it has certificates say whose the calls are."""
+    has_handling_seconds: bool = False
+    """Whether `/metrics` tells how long calls take, too: etcd's `--metrics=extensive`."""
     intercept: Callable[[Method], Method] | None = None
     """Makes of each method the one that is served: to look at calls, or to have them fail in tests."""
 
@@ -89,9 +95,14 @@ class Server:
         if options.intercept is not None:
             methods = [options.intercept(method) for method in methods]
         self._checked = Metadata()
+        self._requests = [0, 0]
         self._router = Router({method.path: method for method in methods}, self._check_metadata, translate)
         gateway = Gateway(self._router, options.transport) if options.has_gateway else None
+        if options.has_handling_seconds:
+            for method in methods:
+                method.counts.seconds, method.counts.now = Histogram(HANDLING_BOUNDS), SystemClock().monotonic
         site = Site(self.node, gateway, hosts=options.hosts, origins=options.origins)
+        site.pages["/metrics"] = get_only(MetricsPage(partial(self._families, methods)))
         self._http = http_factory(site.serve, options.transport, self._clock.time_ms)
         self._handshakes: Handshakes | None = None
         self._ports: list[Port] = []
@@ -159,9 +170,14 @@ class Server:
         await asyncio.gather(*(port.close(self._options.grace_seconds) for port in self._ports))
         await self.node.stop()
 
+    def _families(self, methods: list[Method]) -> Iterator[Family]:
+        rejected = sum(port.rejected for port in self._ports)
+        return families(self.node, methods, self._options.transport.cuts, rejected, self.connections)
+
     def _check_metadata(self, call: Call) -> None:
         # Calls of one connection mostly share theirs.
         if call.metadata is self._checked:
+            self._requests[call.method.is_server_streaming] += 1
             return
         version = call.metadata.get(b"client-api-version")
         if version is not None:
@@ -170,6 +186,8 @@ class Server:
             except UnicodeDecodeError:
                 raise Refusal.INVALID_CLIENT_API_VERSION.error() from None
         self._checked = call.metadata
+        self._requests = self.node.tally.requests_of("unknown" if version is None else version.decode())
+        self._requests[call.method.is_server_streaming] += 1
 
     def _look_at_history(self, policy: AutoCompaction) -> None:
         wanted = policy.look(self._clock.monotonic(), self.node.revision)

@@ -48,6 +48,7 @@ class Serving:
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
+        self._error: Exception | None = None
 
     @property
     def store(self) -> Store:
@@ -118,11 +119,13 @@ class Serving:
     async def stop(self) -> None:
         """Stop: watches are told, calls under way get a second to end, what is being written is answered."""
         server, self._server = self._server, None
-        if server is not None:
-            await server.stop()
-        if self._given is None and self._store is not None:
-            self._store.close()
-            self._store = None
+        try:
+            if server is not None:
+                await server.stop()
+        finally:
+            if self._given is None and self._store is not None:
+                self._store.close()
+                self._store = None
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -160,6 +163,9 @@ class Serving:
         self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join(STOP_SECONDS + self._options.grace_seconds)
         self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
     def _run(self, tell: Callable[[BaseException | None], None]) -> None:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
@@ -176,8 +182,9 @@ class Serving:
         tell(None)
         try:
             await self._stopping.wait()
-        finally:
             await self.stop()
+        except Exception as error:  # noqa: BLE001 - raised where it was told to stop
+            self._error = error
 
 
 def serve(

@@ -22,9 +22,11 @@ from queue import SimpleQueue
 from typing import TypeVar
 
 from mvccstore.attributes import AttributesRequest
+from mvccstore.clock import SystemClock
 from mvccstore.commit import BATCH_MAX
 from mvccstore.engine import IN_MEMORY
 from mvccstore.errors import ClosedError, StoreError
+from mvccstore.server.transport.counts import Histogram
 from mvccstore.store import Store
 from mvccstore.types import (
     Compare,
@@ -43,6 +45,8 @@ T = TypeVar("T")
 Done = Callable[[Result | StoreError], None]
 _Job = tuple[WriteRequest | Callable[[], object], Callable[..., None]]
 
+_CLOCK = SystemClock()
+"""Whatever time it is in the store: this is for how long its disk takes."""
 UNDER_WAY_MAX = 5_000
 """etcd's limit of the gap between what is committed and what is applied: more is `too many requests`."""
 
@@ -55,8 +59,10 @@ _SMALL_TXN_OPS = 16
 class Writer:
     """Submits to a store for the calls of one event loop. Used on the loop, but for its thread."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, commits: Histogram) -> None:
         self._store = store
+        self._commits = commits
+        """How long they took, in seconds."""
         self._loop = asyncio.get_running_loop()
         self._new: list[_Job] = []
         self._inbox: SimpleQueue[list[_Job] | None] = SimpleQueue()
@@ -102,12 +108,14 @@ class Writer:
         if len(requests) < len(jobs):
             return False
         answers: Sequence[object] | None
+        began_at = _CLOCK.monotonic()
         try:
             answers = self._store.try_submit_many(requests)
         except Exception as error:  # noqa: BLE001 - whoever waits is told
             answers = [error] * len(jobs)
         if answers is None:
             return False
+        self._commits.observe(_CLOCK.monotonic() - began_at)
         self._answers.extend((done, answer) for (_, done), answer in zip(jobs, answers, strict=True))
         self._deliver()
         return True
@@ -160,11 +168,13 @@ class Writer:
         if not requests:
             return
         answers: list[Result | StoreError]
+        began_at = _CLOCK.monotonic()
         try:
             answers = self._store.submit_many(requests)
         except Exception as error:  # noqa: BLE001 - whoever waits is told
             self._tell([(done, error) for done in answering])
             return
+        self._commits.observe(_CLOCK.monotonic() - began_at)
         self._tell(list(zip(answering, answers, strict=True)))
 
     def _do(self, function: Callable[[], object], done: Callable[..., None]) -> None:

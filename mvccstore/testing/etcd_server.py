@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, Self, TypeVar
 
 from mvccstore.clock import Clock, SystemClock
@@ -12,9 +14,12 @@ from mvccstore.engine import IN_MEMORY
 from mvccstore.errors import StoreError
 from mvccstore.opening import open_store
 from mvccstore.rewind import Mark, mark
+from mvccstore.server.auth.gate import AuthOptions
 from mvccstore.server.server import Server, ServerOptions
 from mvccstore.server.serving import Serving, serve
+from mvccstore.server.transport.tls import TLSOptions
 from mvccstore.store import Store
+from mvccstore.testing.access import Access, check_access, set_up
 from mvccstore.testing.assertions import Assertions
 from mvccstore.testing.calls import Calls
 from mvccstore.testing.clock import FakeClock
@@ -63,6 +68,8 @@ class Etcd(Assertions):
         store: A store to serve, which stays the caller's; None for a new one in memory.
         clock: `real`; `virtual` for time that stands still until `etcd.clock.advance(seconds)`; or a `FakeClock`.
         contents: What is in it at first; see `load`.
+        auth: Users, with whom authentication is on: `{"alice": "password"}`; see `mvccstore.testing.access`.
+        tls: Serve TLS, with a certificate of its own (`ca_file`), or as these options say.
         port: The TCP port; 0 has one chosen.
         options: How it behaves; see `mvccstore.server.ServerOptions`.
 
@@ -81,6 +88,8 @@ class Etcd(Assertions):
         store: Store | None = None,
         clock: Literal["real", "virtual"] | FakeClock = "real",
         contents: Contents | None = None,
+        auth: Access | None = None,
+        tls: bool | TLSOptions = False,
         port: int = 0,
         options: ServerOptions | None = None,
     ) -> None:
@@ -91,9 +100,15 @@ class Etcd(Assertions):
         self._time: Clock = self._fake or SystemClock()
         self._given = store
         self._contents = contents
+        if auth is not None:
+            check_access(auth)
+        self._users = auth
+        self._tls = tls
+        self._files: TemporaryDirectory[str] | None = None
         self._begun: Mark | None = None
         self._port = port
-        self._options = options or ServerOptions(grace_seconds=0.0)
+        # The least that bcrypt takes: a password of a test is no secret, and costs 1 ms so, not 60.
+        self._options = options or ServerOptions(grace_seconds=0.0, auth=AuthOptions(bcrypt_cost=4))
         self._loop: asyncio.AbstractEventLoop | None = None
         self._serving: Serving | None = None
         self.calls = Calls()
@@ -132,7 +147,35 @@ class Etcd(Assertions):
     @property
     def env(self) -> dict[str, str]:
         """Variables by which subprocesses find it: those of etcdctl, and `ETCD_ENDPOINTS`."""
-        return {"ETCDCTL_API": "3", "ETCDCTL_ENDPOINTS": self.endpoint, "ETCD_ENDPOINTS": self.endpoint}
+        found = {"ETCDCTL_API": "3", "ETCDCTL_ENDPOINTS": self.endpoint, "ETCD_ENDPOINTS": self.endpoint}
+        if self._tls:
+            found["ETCDCTL_ENDPOINTS"] = self.url
+        return found | ({"ETCDCTL_CACERT": self.ca_file} if self._files is not None else {})
+
+    @property
+    def ca_file(self) -> str:
+        """The file with the certificate that clients are to trust, with `tls=True`.
+
+        Raises:
+            RuntimeError: It was not started so.
+        """
+        if self._files is None:
+            msg = "this etcd has no certificate of its own; start it with tls=True"
+            raise RuntimeError(msg)
+        return str(Path(self._files.name) / "cert.pem")
+
+    def _tls_options(self) -> TLSOptions | None:
+        if not isinstance(self._tls, bool):
+            return self._tls
+        if not self._tls:
+            return None
+        # Imported only here, as it needs `cryptography`.
+        from mvccstore.server.transport.self_signed import make
+
+        self._files = TemporaryDirectory(prefix="mvccstore-testing-")
+        certificate, key = (Path(self._files.name) / name for name in ("cert.pem", "key.pem"))
+        make(certificate, key, ["localhost", "127.0.0.1"], 1, is_portable=True)
+        return TLSOptions(cert_file=str(certificate), key_file=str(key))
 
     @property
     def clock(self) -> EtcdClock:
@@ -248,14 +291,17 @@ class Etcd(Assertions):
             serving = serve(
                 store,
                 port=self._port,
-                options=replace(self._options, intercept=self._tap.intercept),
+                options=replace(self._options, intercept=self._tap.intercept, tls=self._tls_options()),
                 clock=self._time,
             )
             run_on(loop, serving.start())
+            if self._users is not None:
+                run_on(loop, set_up(serving.server.node, self._users))
             self._begun = mark(store) if store.path == IN_MEMORY else None
         except BaseException:
             if store is not None and self._given is None:
                 store.close()
+            self._remove_files()
             shared_loop.release()
             raise
         self._loop, self._serving = loop, serving
@@ -273,8 +319,14 @@ class Etcd(Assertions):
         finally:
             self._loop = None
             shared_loop.release()
+            self._remove_files()
             if self._given is None:
                 store.close()
+
+    def _remove_files(self) -> None:
+        files, self._files = self._files, None
+        if files is not None:
+            files.cleanup()
 
     def __enter__(self) -> Self:
         self.start()

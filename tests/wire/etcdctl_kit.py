@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import mvccstore
-from mvccstore.server import Identity, RequestLimits, ServerOptions, serve
+from mvccstore.server import AuthOptions, Identity, RequestLimits, ServerOptions, serve
 from tests.oracle.choice import find_oracle
 from tests.oracle.process import QUICK_ELECTION, EtcdProcess, running_etcd
 
@@ -144,15 +144,17 @@ class Twins:
 
 
 @contextmanager
-def running_twins(folder: Path, binary: Path | None = None) -> Iterator[Twins]:
+def running_twins(folder: Path, binary: Path | None = None, *, bcrypt_cost: int = 10) -> Iterator[Twins]:
     """Start a real etcd and a server of ours; `binary` is the etcdctl, by default the one beside that etcd."""
     oracle = find_oracle()
     binary = binary or oracle.etcdctl
     assert binary is not None, f"there is no etcdctl beside {oracle.etcd}"
-    with running_etcd(folder / "etcd", QUICK_ELECTION) as etcd, mvccstore.open(folder / "ours.mvcc") as store:
+    arguments = (*QUICK_ELECTION, f"--bcrypt-cost={bcrypt_cost}")
+    with running_etcd(folder / "etcd", arguments) as etcd, mvccstore.open(folder / "ours.mvcc") as store:
         options = ServerOptions(
             identity=Identity("m", (f"http://{etcd.host}:{etcd.peer_port}",)),
             requests=RequestLimits(election_timeout_ms=200),
+            auth=AuthOptions(bcrypt_cost=bcrypt_cost),
         )
         with serve(store, options=options) as server:
             yield Twins(etcd, server, Etcdctl(binary, etcd.target), Etcdctl(binary, server.endpoint))

@@ -10,6 +10,7 @@ import pytest
 
 from tests.oracle.choice import distro_oracle, find_oracle
 from tests.oracle.process import QUICK_ELECTION, EtcdProcess
+from tests.wire.auth_calls import COST
 from tests.wire.etcdctl_kit import Etcdctl, Twins, running_twins
 from tests.wire.pair import NEEDS_ORACLE
 
@@ -22,7 +23,7 @@ BOB = "--user=bob:b"
 def twins(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Twins]:
     """Both servers, empty, for each etcdctl in turn."""
     binary = None if request.param == "newest" else distro_oracle("as the older client").etcdctl
-    with running_twins(tmp_path, binary) as twins:
+    with running_twins(tmp_path, binary, bcrypt_cost=COST) as twins:
         yield twins
 
 
@@ -162,7 +163,7 @@ snapshot save /dev/null
 
 
 def test_with_authentication_on(tmp_path: Path) -> None:
-    with running_twins(tmp_path) as twins:
+    with running_twins(tmp_path, bcrypt_cost=COST) as twins:
         play_with_authentication_on(twins)
 
 
@@ -200,7 +201,7 @@ def test_a_watch_of_a_user(twins: Twins) -> None:
 def test_users_come_along_to_a_real_etcd(tmp_path: Path) -> None:
     etcdutl = find_oracle().etcdutl
     assert etcdutl is not None
-    with running_twins(tmp_path) as twins:
+    with running_twins(tmp_path, bcrypt_cost=COST) as twins:
         ctl, file = twins.ours, tmp_path / "snapshot.db"
         for line in (
             *("user add root:pw", "user add bob:b", "user add guest --no-password", "role add r", "role add root"),

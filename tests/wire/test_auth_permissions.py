@@ -9,6 +9,7 @@ import pytest
 
 from mvccstore.server.messages import rpc
 from tests.wire.auth_calls import (
+    COST,
     ENABLED,
     READ,
     READWRITE,
@@ -423,7 +424,7 @@ def test_streams_through_json(auth_pair: Pair, path: str, body: dict[str, object
 def test_the_name_of_the_user_counts_for_the_size_of_a_request(tmp_path: Path) -> None:
     name = "n" * 2000
     found = []
-    with running_twins(tmp_path) as twins:  # of the same member id, which counts, too
+    with running_twins(tmp_path, bcrypt_cost=COST) as twins:  # of the same member id, which counts, too
         for target in (twins.theirs.endpoint, twins.ours.endpoint):
             host, _, port = target.rpartition(":")
             with Client(Endpoint(host, int(port))) as client:

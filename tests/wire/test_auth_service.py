@@ -441,6 +441,22 @@ def test_users_and_roles_outlast_a_restart_and_simple_tokens_do_not(file: Path) 
         assert store.check() == []
 
 
+def test_signed_tokens_outlast_a_restart(file: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"a secret")
+    token = f"jwt,sign-method=HS256,priv-key={secret}"
+    options = ServerOptions(auth=AuthOptions(token, bcrypt_cost=COST), grace_seconds=0.0)
+    with mvccstore.open(file) as store:
+        with serve(store, options=options) as server, client_of(server) as client:
+            setup(client)
+            token = call(client, authenticate("root", "pw")).token
+        with serve(store, options=options) as server, client_of(server) as client:
+            assert call(client, put(b"a"), token).header.revision == 2
+            call(client, role_add("s"), token)
+            with pytest.raises(RpcFailure, match="revision of auth store is old"):
+                call(client, put(b"a"), token)
+
+
 def test_a_token_ends_by_the_clock_of_the_server(clock: FakeClock) -> None:
     options = ServerOptions(auth=AuthOptions(bcrypt_cost=COST, token_ttl_seconds=60), grace_seconds=0.0)
     with (

@@ -16,7 +16,7 @@ import pytest
 
 import mvccstore
 from mvccstore import KeyRange
-from mvccstore.server import Serving, serve
+from mvccstore.server import Server, Serving, serve
 from mvccstore.server.messages import METHODS, rpc
 from tests.wire.client import Client, Endpoint, RpcFailure
 
@@ -115,6 +115,23 @@ def server_has_request(server: Serving) -> bool:
     """Say whether a write is under way."""
     assert server._server is not None
     return server._server.node.writer.under_way > 0
+
+
+def test_what_goes_wrong_as_it_stops_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = Server.stop
+
+    async def stop_and_fail(server: Server) -> None:
+        await stop(server)
+        raise OSError(5, "as told")
+
+    monkeypatch.setattr(Server, "stop", stop_and_fail)
+    serving = serve()
+    serving.__enter__()
+    store = serving.store
+    with pytest.raises(OSError, match="as told"):
+        serving.__exit__(None, None, None)
+    with pytest.raises(mvccstore.ClosedError):
+        store.put(b"a")
 
 
 def test_on_the_running_loop(store: mvccstore.Store) -> None:

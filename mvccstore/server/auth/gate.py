@@ -26,7 +26,7 @@ from mvccstore.server.auth.permissions import READ, WRITE, Grants
 from mvccstore.server.auth.tokens import NOBODY, TTL_SECONDS_DEFAULT, Caller, new_tokens
 from mvccstore.server.errors import Refusal
 from mvccstore.server.messages import rpc
-from mvccstore.server.transport.call import Call
+from mvccstore.server.transport.call import Call, Peer
 from mvccstore.server.writer import UNDER_WAY_MAX, Writer
 from mvccstore.store import Store
 from mvccstore.types import Result
@@ -104,10 +104,19 @@ class Gate:
                 raise Refusal.INVALID_TOKEN.error()
             return found
         certificate = call.peer.certificate if self._has_certificate_names else None
-        # A gateway shows its own, whoever it is that asks it.
-        if certificate is None or metadata.get(b"grpcgateway-accept") is not None:
+        # What came as JSON is nobody's without a token, as etcd's gateway shows a certificate of its own.
+        if certificate is None or any(name.startswith(b"grpcgateway-") for name, _ in metadata.pairs):
             return None
         return Caller(common_name(certificate), self.accounts.revision)
+
+    def is_named(self, peer: Peer) -> bool:
+        """Say whether a client shows a certificate for whose user it could be taken; JSON is then refused (etcd's rule)."""
+        return (
+            self.is_enabled
+            and self._has_certificate_names
+            and peer.certificate is not None
+            and bool(common_name(peer.certificate))
+        )
 
     def check_user(self, call: Call) -> Caller | None:
         """Raise unless a call says whose it is; return that, None if it need not say."""

@@ -15,6 +15,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from mvccstore.errors import CompactedError
 from mvccstore.mvcc.etcd_encoding import bytes_field, int_field, varint
@@ -45,6 +46,7 @@ from mvccstore.types import (
     RangeRequest,
     RangeResult,
     Result,
+    TxnRequest,
     TxnResult,
 )
 from mvccstore.view import PAGE_BYTES, Snapshot
@@ -71,6 +73,7 @@ class KV:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._store = node.store
+        self._tally = node.tally
         self._bytes_max = node.limits.max_request_bytes
         self._envelope_bytes = _envelope_bytes(node.member_id)
 
@@ -95,6 +98,7 @@ class KV:
     def range(self, call: Call, message: rpc.RangeRequest | bytes) -> bytes | None:
         """Answer a range, at once if it is small; `bytes` is a key alone, as of `decode_range`."""
         gate, judged_at = self._node.auth, 0
+        self._tally.ranges += 1
         if isinstance(message, bytes):
             if gate.is_enabled:
                 gate.check_range(call, message, b"")
@@ -203,6 +207,7 @@ class KV:
         if _has_filters(request):
             raise RpcError(Code.UNIMPLEMENTED, "RangeStream does not support revision filters")
         gate, judged_at = self._node.auth, 0
+        self._tally.ranges += 1
         if gate.is_enabled:
             judged_at = gate.check_range(call, message.key, message.range_end)
         if request.count_only or not isinstance(request.keys, KeyRange) or request.keys == KeyRange.empty():
@@ -245,6 +250,10 @@ class KV:
         cost = PUT_OVERHEAD_BYTES + size
         node.alarms.admit(cost)
         request = put_request(message)
+        self._tally.put_bytes += size
+        if message.prev_kv:  # to etcd, a range and a put in one
+            self._tally.ranges += 1
+            self._tally.txns += 1
         if not gate.is_enabled:
             self._check_size(message, size)
             node.alarms.check_write(cost)
@@ -257,6 +266,7 @@ class KV:
 
     def _put_answer(self, result: Result) -> bytes:
         assert isinstance(result, PutResult)
+        self._tally.puts += 1
         return put_response(self._node.headers.at(result.revision), result.prev_kv)
 
     def delete_range(self, call: Call, message: rpc.DeleteRangeRequest) -> None:
@@ -275,6 +285,7 @@ class KV:
 
     def _delete_answer(self, result: Result) -> bytes:
         assert isinstance(result, DeleteResult)
+        self._tally.deletes += 1
         response = rpc.DeleteRangeResponse()
         fill_delete(response, result)
         return self._node.headers.at(result.revision) + response.SerializeToString()
@@ -297,10 +308,11 @@ class KV:
         check = gate.check_txn(caller, message) if gate.is_enabled else None
         if is_read_only:
             gate.check_current(caller)
-        node.submit(call, request, self._txn_answer, check)
+        node.submit(call, request, partial(self._txn_answer, request), check)
 
-    def _txn_answer(self, result: Result) -> bytes:
+    def _txn_answer(self, request: TxnRequest, result: Result) -> bytes:
         assert isinstance(result, TxnResult)
+        self._tally.note_txn(request, result)
         response = rpc.TxnResponse()
         fill_txn(response, result)
         return self._node.headers.at(result.revision) + response.SerializeToString()
@@ -326,6 +338,7 @@ class KV:
         is_physical = message.physical
 
         def answer(_: Result) -> bytes | None:
+            node.tally.ranges += 1  # etcd has its revision from one
             if not is_physical:
                 return node.header()
             call.run(self._reclaimed())

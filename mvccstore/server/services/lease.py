@@ -57,6 +57,7 @@ class LeaseService:
         lease_id = message.ID or self._store.new_lease_id()
 
         def answer(_: Result) -> bytes:
+            node.tally.leases_granted += 1
             return node.header() + rpc.LeaseGrantResponse(ID=lease_id, TTL=ttl).SerializeToString()
 
         node.submit(call, LeaseGrantRequest(lease_id, ttl * 1000), answer)
@@ -75,6 +76,7 @@ class LeaseService:
 
     def _revoked(self, result: Result) -> bytes:
         assert isinstance(result, DeleteResult)
+        self._node.tally.leases_revoked += 1
         return self._node.headers.at(result.revision)
 
     def time_to_live(self, call: Call, message: rpc.LeaseTimeToLiveRequest) -> bytes | None:
@@ -175,6 +177,7 @@ class KeepAlive(Receiver):
         ttl = 0
         with suppress(LeaseNotFoundError):
             ttl = math.ceil(self._node.store.lease(request.ID).keep_alive())
+            self._node.tally.leases_renewed += 1
         self._call.send(header + int_field(2, request.ID) + int_field(3, ttl))
 
     def end(self) -> None:

@@ -36,6 +36,7 @@ class Watch:
         self._node = node
         self._hall = Hall(node, permit or node.auth.check_watch)
         node.at_stop(self.stop)
+        node.tally.watches = self._hall.watches
 
     def methods(self) -> list[Method]:
         """Return the handlers."""

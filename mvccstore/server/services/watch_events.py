@@ -31,6 +31,9 @@ class Encoded:
         self.joined = b""
         """All of them, once `is_done`."""
 
+    def __len__(self) -> int:
+        return len(self._events)
+
     @property
     def is_done(self) -> bool:
         """Whether all are encoded."""

@@ -161,6 +161,11 @@ class Groups:
             group = self._groups[key] = Group(self, key)
         return group
 
+    def tally(self) -> tuple[int, int]:
+        """Return how many watches there are, and how many of them are synced."""
+        groups = list(self._groups.values())
+        return sum(group.count for group in groups), sum(len(group.watches) for group in groups)
+
     def forget(self, group: Group) -> None:
         """Note that nobody is left."""
         self._groups.pop(group.key, None)
@@ -209,6 +214,7 @@ class Delivery:
         plain = [(revision, header, encoded.joined) for revision, header, encoded in self._responses]
         last = plain[-1][0]
         synced = State.SYNCED
+        sent = 0
         for watch in watches:
             after = watch.after
             if watch.state is not synced or after >= last:
@@ -231,6 +237,10 @@ class Delivery:
                         encoded.send(call, header, watch.watch_id, watch.fragment_bytes)
             watch.after = last
             watch.is_quiet = False
+            sent += 1
+        if sent:
+            number = sum(len(encoded) for _, _, encoded in self._responses)
+            watches[0].group.note_events(sent * number)
 
 
 class Group(Work):
@@ -283,6 +293,10 @@ class Group(Work):
             watcher.close()
         self._add(watch)
         return True
+
+    def note_events(self, number: int) -> None:
+        """Count events that were sent."""
+        self._groups.node.tally.events += number
 
     def _add(self, watch: StreamWatch) -> None:
         self.watches[watch] = None

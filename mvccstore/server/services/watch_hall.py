@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from mvccstore.clock import MovableClock
+from mvccstore.server.metrics.tally import Watches
 from mvccstore.server.node import Node
 from mvccstore.server.services.watch_group import Groups
 from mvccstore.server.services.watch_replay import Replays
@@ -125,6 +126,11 @@ class Hall:
         self.replays = Replays(self.groups)
         self.ticks = Ticks(node)
         node.at_rewind(self._cut)
+
+    def watches(self) -> Watches:
+        """Count streams, watches, and those of them that have not been sent everything. Cost: O(groups)."""
+        watches, synced = self.groups.tally()
+        return Watches(len(self.streams), watches, watches - synced)
 
     def _cut(self) -> None:
         """Cancel every watch, as if what comes next for it were compacted: the store went back."""

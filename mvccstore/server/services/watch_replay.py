@@ -182,6 +182,7 @@ class Replay(Work):
         watch = self._watch
         header = self._replays.groups.node.header()
         encoded.send(watch.stream.call, header, watch.watch_id, watch.fragment_bytes)
+        watch.group.note_events(len(encoded))
         watch.after = self._last
         watch.is_quiet = False
         self._clear()

@@ -49,7 +49,7 @@ class MethodCounts:
         self.received = 0
         """Messages of streams; a unary call has one if it was started."""
         self.sent = 0
-        """Messages of streams; a unary call has one if it has succeeded."""
+        """Messages of streams."""
         self.received_bytes = 0
         self.sent_bytes = 0
         self.seconds: Histogram | None = None

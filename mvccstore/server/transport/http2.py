@@ -492,6 +492,7 @@ class Http2Connection(asyncio.Protocol):
                 self.out.append(frame(PING, 0, 0, _KEEPALIVE_PING))
                 self.flush_soon()
             case Verdict.GIVE_UP:
+                self.limits.cuts.note("keepalive_timeout_seconds")
                 self.abort()
             case Verdict.WAIT:
                 pass
@@ -517,14 +518,15 @@ class Http2Connection(asyncio.Protocol):
             if not self.is_writable:
                 self._unread += len(data)
             if self._unread > self.limits.unread_bytes_max:
-                self._give_up()
+                self._give_up("unread_bytes_max")
             else:
                 transport.write(data)
         self.out.clear()
 
-    def _give_up(self) -> None:
+    def _give_up(self, limit: str) -> None:
         if self._transport is not None and not self._transport.is_closing():  # else it was given up in this turn
             _log.warning("%s takes nothing of what it asks for: closed", self.peer.address)
+            self.limits.cuts.note(limit)
             self.abort()
 
     def headers_frame(self, flags: int, number: int, block: bytes) -> bytes:
@@ -538,7 +540,7 @@ class Http2Connection(asyncio.Protocol):
         """Count bytes that wait in a stream."""
         self._queued += count
         if self._queued > self.limits.queued_bytes_max:
-            self._give_up()
+            self._give_up("queued_bytes_max")
             return
         self._consider(stream)
         self._pump()
@@ -550,6 +552,7 @@ class Http2Connection(asyncio.Protocol):
     def hold_bytes(self, count: int) -> None:
         """Count bytes of requests that are not complete."""
         if count > 0 and self._held + count > self.limits.received_bytes_max:
+            self.limits.cuts.note("received_bytes_max")
             raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "too many requests that are not complete")
         self._held += count
 

@@ -17,9 +17,14 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from mvccstore.clock import SystemClock
 
 
-def make(certificate: Path, key: Path, hosts: Iterable[str], years: int) -> None:
-    """Write a new key and a certificate for these hosts, which it has signed itself."""
-    private = ec.generate_private_key(ec.SECP521R1())
+def make(certificate: Path, key: Path, hosts: Iterable[str], years: int, *, is_portable: bool = False) -> None:
+    """Write a new key and a certificate for these hosts, which it has signed itself.
+
+    Args:
+        is_portable: With a key on P-256, which every client takes. etcd's are on P-521, which BoringSSL and with it
+            grpcio refuses.
+    """
+    private = ec.generate_private_key(ec.SECP256R1() if is_portable else ec.SECP521R1())
     now = datetime.fromtimestamp(SystemClock().time_ms() / 1_000, UTC)
     name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "etcd")])
     usage = x509.KeyUsage(
