@@ -136,10 +136,12 @@ class KV:
         store = self._store
         revision = store.revision
         kv = store.get(key)
-        if store.revision != revision:  # I1: which revision was read cannot be told
+        # I1: as it was not changed since, it is what it was then. Whether it was there, the revision afterwards says.
+        if kv is not None and kv.mod_revision <= revision:
+            return range_response(self._node.headers.at(revision), (kv,), more=False, count=1)
+        if kv is not None or store.revision != revision:
             return self._found(store.find(RangeRequest(key)))
-        header = self._node.header(revision)
-        return header if kv is None else range_response(header, (kv,), more=False, count=1)
+        return self._node.headers.at(revision)
 
     def _found(self, result: RangeResult) -> bytes:
         return range_response(self._node.header(result.revision), result.kvs, count=result.count, more=result.more)

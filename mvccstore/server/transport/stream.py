@@ -118,6 +118,7 @@ class Stream(Call):
         "has_head",
         "head",
         "is_half_closed",
+        "number",
         "send_window",
     )
 
@@ -125,6 +126,8 @@ class Stream(Call):
         assert head.method is not None
         super().__init__(router, head.method, head.metadata, peer)
         self._wire = wire
+        self.number = number
+        """The stream's id."""
         self._id = number.to_bytes(4)
         self.head = head
         self.send_window = send_window
@@ -142,11 +145,6 @@ class Stream(Call):
         self._trailers: bytes | None = None
         self._was_unwritable = False
         self.bucket: set[Timed] | None = None
-
-    @property
-    def number(self) -> int:
-        """The stream's id."""
-        return int.from_bytes(self._id)
 
     # Receiving
 
