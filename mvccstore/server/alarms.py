@@ -86,6 +86,15 @@ class Alarms:
         self._look()
         return AttributesRequest(((_name(alarm), b"" if is_raised else None),))
 
+    def pretend(self, kind: int, *, is_raised: bool) -> None:
+        """Raise or disarm an alarm of this member, not for long: nothing is written. For tests."""
+        alarm = AlarmRecord(self._member_id, kind)
+        if is_raised:
+            self._raised[alarm] = None
+        else:
+            self._raised.pop(alarm, None)
+        self._look()
+
     def _raise_nospace(self) -> None:
         alarm = AlarmRecord(self._member_id, NOSPACE)
         if alarm not in self._raised:

@@ -118,6 +118,11 @@ class Server:
         """How many clients are connected."""
         return sum(len(port) for port in self._ports)
 
+    def refuse_connections(self, *, is_on: bool) -> None:
+        """Cut each new connection as soon as it is made, or accept them again. For tests."""
+        for port in self._ports:
+            port.is_refusing = is_on
+
     def drop_connections(self) -> int:
         """Cut every connection, as a network that fails does; return how many there were. New ones are accepted."""
         return sum(port.drop_connections() for port in self._ports)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from mvccstore.server.messages import METHODS
+from mvccstore.server.messages import METHODS, rpc
 from mvccstore.server.transport.call import Call
 from mvccstore.server.transport.status import Code
 
@@ -79,7 +79,8 @@ class RecordedCall:
     def note_request(self, request: Any) -> None:
         """Add a request, if there is room for it."""
         if len(self.requests) < MESSAGES_MAX:
-            self.requests.append(request)
+            # A get of a key alone is decoded to that.
+            self.requests.append(rpc.RangeRequest(key=request) if isinstance(request, bytes) else request)
         else:
             self.messages_left_out += 1
 

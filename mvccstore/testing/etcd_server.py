@@ -116,6 +116,7 @@ class Etcd(Assertions):
         self.faults = Faults()
         """What is to go wrong."""
         self._tap = Tap(self.calls, self.faults, self._time)
+        self.faults.attach(self, self._tap)
 
     # Where it is
 
@@ -308,9 +309,10 @@ class Etcd(Assertions):
 
     def stop(self) -> None:
         """End it, and cut what is connected. Stopping twice is harmless."""
-        serving, self._serving = self._serving, None
-        if serving is None:
+        if self._serving is None:
             return
+        self.faults.clear()
+        serving, self._serving = self._serving, None
         assert self._loop is not None
         store = serving.store
         self._begun = None

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from mvccstore.clock import MovableClock
 from mvccstore.server.metrics.tally import Watches
-from mvccstore.server.node import Node
+from mvccstore.server.node import Node, OpenWatches
 from mvccstore.server.services.watch_group import Groups
 from mvccstore.server.services.watch_replay import Replays
 from mvccstore.server.services.watch_turns import Turns
@@ -28,7 +28,7 @@ _TIMER_SECONDS_MAX = 86_400
 """Not every loop can count further."""
 
 
-class OpenStream(Protocol):
+class OpenStream(OpenWatches, Protocol):
     """A stream, as the others know it."""
 
     def fail(self, error: Exception) -> None:

@@ -58,6 +58,7 @@ class WatchStream(Work):
         self._asked: list[int] = []  # the store's revision, each time it was asked for progress
         self._tries = 0
         hall.streams[self] = None
+        hall.node.watch_streams[self] = None
         call.on_cancel = self.close
         call.on_writable = self._resume
 
@@ -81,6 +82,22 @@ class WatchStream(Work):
 
     def end(self) -> None:
         """Nothing more is asked for; events go on."""
+
+    def cancel_all(self, reason: str, compact_revision: int) -> int:
+        """Cancel all watches as the server's own doing."""
+        watches, self._watches = self._watches, {}
+        for watch_id, watch in watches.items():
+            watch.leave()
+            self.call.send(
+                watch_response(
+                    self._node.header(),
+                    watch_id,
+                    canceled=True,
+                    compact_revision=compact_revision,
+                    cancel_reason=reason,
+                )
+            )
+        return len(watches)
 
     def cut(self, revision: int) -> None:
         """Cancel all watches as if everything below a revision were compacted."""
@@ -233,6 +250,7 @@ class WatchStream(Work):
         self._due.clear()
         self._asked.clear()
         self._hall.streams.pop(self, None)
+        self._node.watch_streams.pop(self, None)
         self._hall.ticks.remove(self)
 
 

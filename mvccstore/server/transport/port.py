@@ -72,6 +72,8 @@ class Port:
         self._servers: list[asyncio.AbstractServer] = []
         self._connections: set[Connection] = set()
         self._gone = asyncio.Event()
+        self.is_refusing = False
+        """Whether connections are cut as soon as they are made."""
         self._timer: asyncio.TimerHandle | None = self._loop.call_later(_LOOK_SECONDS, self._look_after)
 
     def __len__(self) -> int:
@@ -134,7 +136,7 @@ class Port:
     def greet(self, greeter: Connection) -> None:
         """Keep a connection that has not said anything; not if it was accepted at the last moment."""
         self._connections.add(greeter)
-        if self._timer is None:
+        if self._timer is None or self.is_refusing:
             greeter.abort()
 
     def part(self, greeter: Connection) -> None:
