@@ -43,10 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.keys is not None:
         sizes = sizes.scaled(options.keys)
     workload = Workload(sizes, options.seed)
-    if options.suite in {"wire", "testing"}:
-        report = (wire if options.suite == "wire" else testing)(workload, parts, options.dir, options.etcd)
-    else:
-        report = (core if options.suite == "core" else watch)(workload, parts, options.dir)
+    run = {"core": core, "watch": watch, "wire": wire, "testing": testing}[options.suite]
+    report = run(workload, parts, options.dir, options.etcd)
     report.facts["workload"] = {
         "suite": options.suite,
         "seed": options.seed,
@@ -85,7 +83,7 @@ def _key_count(given: str) -> int:
     return count
 
 
-def core(workload: Workload, parts: list[str], folder: Path | None) -> Report:
+def core(workload: Workload, parts: list[str], folder: Path | None, _etcd: str | None) -> Report:
     """Run the parts of the core suite in a folder that is gone afterwards."""
     begun = time.perf_counter()
     report = Report()
@@ -102,48 +100,46 @@ def core(workload: Workload, parts: list[str], folder: Path | None) -> Report:
     return report
 
 
-def watch(workload: Workload, parts: list[str], folder: Path | None) -> Report:
-    """Run the parts of the watch suite in a folder that is gone afterwards."""
+def _by_parts(
+    parts: list[str], folder: Path | None, bench: Callable[[Path, Report, str], object], **facts: object
+) -> Report:
+    """Run the parts of a suite one after the other in a folder that is gone afterwards."""
     begun = time.perf_counter()
     report = Report()
     with tempfile.TemporaryDirectory(prefix="mvccstore-bench-", dir=folder) as name:
         here = Path(name)
-        report.facts["machine"] = machine(here)
-        for part in parts:
-            _say(f"{part}: measuring")
-            bench_watch.bench_watch(here, workload, report, part)
-    report.facts["seconds"] = round(time.perf_counter() - begun, 1)
-    return report
-
-
-def wire(workload: Workload, parts: list[str], folder: Path | None, etcd: str | None) -> Report:
-    """Run the parts of the wire suite in a folder that is gone afterwards."""
-    begun = time.perf_counter()
-    report = Report()
-    with tempfile.TemporaryDirectory(prefix="mvccstore-bench-", dir=folder) as name:
-        here = Path(name)
-        report.facts["machine"] = machine(here) | {"durability": "fsync"}
-        if filesystem(here) == "tmpfs":
+        report.facts["machine"] = machine(here) | facts
+        if facts and filesystem(here) == "tmpfs":
             _say("warning: this is tmpfs, where fsync does nothing; choose a disk with --dir")
         for part in parts:
             _say(f"{part}: measuring")
-            bench_wire.bench_wire(here / part, workload, report, [part], etcd)
+            bench(here, report, part)
     report.facts["seconds"] = round(time.perf_counter() - begun, 1)
     return report
+
+
+def watch(workload: Workload, parts: list[str], folder: Path | None, _etcd: str | None) -> Report:
+    """Run the parts of the watch suite."""
+    return _by_parts(parts, folder, lambda here, report, part: bench_watch.bench_watch(here, workload, report, part))
+
+
+def wire(workload: Workload, parts: list[str], folder: Path | None, etcd: str | None) -> Report:
+    """Run the parts of the wire suite."""
+    return _by_parts(
+        parts,
+        folder,
+        lambda here, report, part: bench_wire.bench_wire(here / part, workload, report, [part], etcd),
+        durability="fsync",
+    )
 
 
 def testing(workload: Workload, parts: list[str], folder: Path | None, etcd: str | None) -> Report:
     """Run the parts of the testing suite."""
-    begun = time.perf_counter()
-    report = Report()
-    with tempfile.TemporaryDirectory(prefix="mvccstore-bench-", dir=folder) as name:
-        here = Path(name)
-        report.facts["machine"] = machine(here)
-        for part in parts:
-            _say(f"{part}: measuring")
-            bench_testing.bench_testing(here, workload, report, part, etcd)
-    report.facts["seconds"] = round(time.perf_counter() - begun, 1)
-    return report
+    return _by_parts(
+        parts,
+        folder,
+        lambda here, report, part: bench_testing.bench_testing(here, workload, report, part, etcd),
+    )
 
 
 def _run_built(parts: list[str], folder: Path, workload: Workload, report: Report) -> None:

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 from mvccstore.attributes import AttributesRequest
 from mvccstore.clock import Clock
@@ -56,14 +55,6 @@ class RequestLimits:
         return -(-3 * self.election_timeout_ms // 2_000)
 
 
-class OpenWatches(Protocol):
-    """A stream of the Watch service, as the node knows it."""
-
-    def cancel_all(self, reason: str, compact_revision: int) -> int:
-        """Cancel all its watches, and tell why; return how many."""
-        ...
-
-
 class Node:
     """One server's middle: services stand on it, transports know nothing of it."""
 
@@ -96,8 +87,8 @@ class Node:
         auth = auth or AuthOptions()
         self.auth = Gate(store, self.writer, clock, auth)
         self.passwords = Passwords(auth.bcrypt_cost)
-        self.watch_streams: dict[OpenWatches, None] = {}
-        """Those that are open; the Watch service keeps them."""
+        self.cancel_watches: Callable[[str, int], int] = lambda reason, compact_revision: 0
+        """Cancels every watch and tells why; returns how many. The Watch service's."""
         self.is_stopping = False
         self._closers: list[Callable[[], None]] = []
         self._rewound: list[Callable[[], None]] = [self.alarms.reload, self.members.reload, self.auth.reload]
@@ -180,10 +171,6 @@ class Node:
         self._base_index += index - self.raft_index  # I1
         for callback in self._rewound:
             callback()
-
-    def cancel_watches(self, reason: str, compact_revision: int = 0) -> int:
-        """Cancel every watch, and tell why; return how many. For tests."""
-        return sum(stream.cancel_all(reason, compact_revision) for stream in list(self.watch_streams))
 
     def at_stop(self, closer: Callable[[], None]) -> None:
         """Have something called when the server begins to stop: services end what has no end of its own."""

@@ -26,7 +26,8 @@ from mvccstore.options import Durability
 from mvccstore.server.auth.gate import AuthOptions
 from mvccstore.server.auth.tokens import TokenOptionsError, new_tokens
 from mvccstore.server.autocompaction import AutoCompaction, ByRevision, Periodic
-from mvccstore.server.flags import FlagError, Value, parse, parse_duration
+from mvccstore.server.durations import parse_duration
+from mvccstore.server.flags import FlagError, Value, listed, parse
 from mvccstore.server.member import Identity
 from mvccstore.server.node import RequestLimits
 from mvccstore.server.securing import AutoTLS, tls_of
@@ -87,15 +88,15 @@ def plan(flags: Mapping[str, Value]) -> Plan:
         FlagError: They ask for what cannot be.
     """
     name = _text(flags, "name")
-    peer_urls = _list(flags, "initial-advertise-peer-urls")
+    peer_urls = listed(flags, "initial-advertise-peer-urls")
     _check_cluster(flags, name, peer_urls)
-    identity = Identity(name, peer_urls, _list(flags, "advertise-client-urls"), _text(flags, "initial-cluster-token"))
-    http_urls = _list(flags, "listen-client-http-urls")
-    listeners = [_listener(url, "grpc" if http_urls else "both") for url in _list(flags, "listen-client-urls")]
-    listeners += [_listener(url, "http") for url in (*http_urls, *_list(flags, "listen-metrics-urls"))]
+    identity = Identity(name, peer_urls, listed(flags, "advertise-client-urls"), _text(flags, "initial-cluster-token"))
+    http_urls = listed(flags, "listen-client-http-urls")
+    listeners = [_listener(url, "grpc" if http_urls else "both") for url in listed(flags, "listen-client-urls")]
+    listeners += [_listener(url, "http") for url in (*http_urls, *listed(flags, "listen-metrics-urls"))]
     data_dir = _text(flags, "data-dir") or f"{name}.etcd"
-    client_urls = (*_list(flags, "listen-client-urls"), *http_urls)
-    tls, auto_tls = tls_of(flags, data_dir, client_urls, _list(flags, "listen-metrics-urls"))
+    client_urls = (*listed(flags, "listen-client-urls"), *http_urls)
+    tls, auto_tls = tls_of(flags, data_dir, client_urls, listed(flags, "listen-metrics-urls"))
     quota = _int(flags, "quota-backend-bytes")
     level = _text(flags, "log-level")
     if level not in _LEVELS:
@@ -123,8 +124,8 @@ def plan(flags: Mapping[str, Value]) -> Plan:
         ),
         quota_bytes=max(0, quota or 2 << 30),
         has_gateway=bool(flags["enable-grpc-gateway"]),
-        hosts=frozenset(_list(flags, "host-whitelist")),
-        origins=frozenset(_list(flags, "cors")),
+        hosts=frozenset(listed(flags, "host-whitelist")),
+        origins=frozenset(listed(flags, "cors")),
         auto_compaction=_auto_compaction(flags),
         auth=_auth(flags),
         tls=tls,
@@ -138,7 +139,7 @@ def plan(flags: Mapping[str, Value]) -> Plan:
         options,
         _LEVELS[level],
         log_format,
-        _list(flags, "log-outputs"),
+        listed(flags, "log-outputs"),
         auto_tls,
     )
 
@@ -155,12 +156,8 @@ def _seconds(flags: Mapping[str, Value], name: str) -> float:
     return float(flags[name])
 
 
-def _list(flags: Mapping[str, Value], name: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in str(flags[name]).split(",") if part.strip())
-
-
 def _check_cluster(flags: Mapping[str, Value], name: str, peer_urls: tuple[str, ...]) -> None:
-    cluster = _list(flags, "initial-cluster")
+    cluster = listed(flags, "initial-cluster")
     if not cluster:
         return
     names = {member.partition("=")[0] for member in cluster}

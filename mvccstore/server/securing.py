@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from mvccstore.server.flags import FlagError, Value
+from mvccstore.server.flags import FlagError, Value, listed
 from mvccstore.server.transport.tls import TLSOptions, self_signed
 
 _FOLDER = "fixtures/client"
@@ -51,11 +51,11 @@ def tls_of(
             str(flags["trusted-ca-file"]),
             bool(flags["client-cert-auth"]),
             crl_file=str(flags["client-crl-file"]),
-            allowed_hostnames=_list(flags, "client-cert-allowed-hostname"),
-            allowed_names=_list(flags, "client-cert-allowed-cn"),
+            allowed_hostnames=listed(flags, "client-cert-allowed-hostname"),
+            allowed_names=listed(flags, "client-cert-allowed-cn"),
             min_version=str(flags["tls-min-version"]),
             max_version=str(flags["tls-max-version"]),
-            cipher_suites=_list(flags, "cipher-suites"),
+            cipher_suites=listed(flags, "cipher-suites"),
         )
     except ValueError as error:
         raise FlagError(str(error)) from error
@@ -78,7 +78,3 @@ def tls_of(
 
 def _is_secure(url: str) -> bool:
     return url.partition("://")[0] in {"https", "unixs"}
-
-
-def _list(flags: Mapping[str, Value], name: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in str(flags[name]).split(",") if part.strip())

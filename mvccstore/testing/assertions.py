@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any, NamedTuple
@@ -77,15 +78,15 @@ def _delete(delete: rpc.DeleteRangeRequest, call: RecordedCall) -> Write:
     return Write("delete", delete.key, delete.range_end, b"", 0, call)
 
 
-class Assertions:
+class Assertions(ABC):
     """For `Etcd`: what it is expected to have been asked, and to have."""
 
     calls: Calls
 
     @property
+    @abstractmethod
     def store(self) -> Store:
         """What is looked at."""
-        raise NotImplementedError
 
     def wait_for(
         self, key: bytes | str, value: bytes | str | AnyValue | None = ANY_VALUE, timeout: float = 5.0

@@ -58,34 +58,13 @@ class Host(Protocol):
 class Fault:
     """One that was made; a context manager."""
 
-    def __init__(self, faults: Faults, name: str, times: int | None, undo: Callable[[], None] | None = None) -> None:
-        if times is not None and times < 1:
-            msg = f"times is {times}, not a number from 1 up"
-            raise ValueError(msg)
+    def __init__(self, faults: Faults, name: str, undo: Callable[[], None] | None = None) -> None:
         self.name = name
         self.count = 0
         """How many calls it has befallen."""
         self._faults = faults
-        self._left = times
         self._undo = undo
         self.is_over = False
-
-    def fits(self, call: RecordedCall) -> bool:
-        """Say whether it befalls a call."""
-        del call
-        return False
-
-    def plan(self, call: RecordedCall) -> Plan:
-        """Return what befalls a call that it fits."""
-        raise NotImplementedError
-
-    def take(self) -> None:
-        """Count a call; the last of its `times` ends it."""
-        self.count += 1
-        if self._left is not None:
-            self._left -= 1
-            if not self._left:
-                self.end()
 
     def end(self) -> None:
         """End it. Ending twice is harmless."""
@@ -105,7 +84,9 @@ class Fault:
         return f"<fault {self.name}, {self.count} calls{', over' if self.is_over else ''}>"
 
 
-class _CallFault(Fault):
+class CallFault(Fault):
+    """One that befalls calls, `times` of them or until it ends."""
+
     def __init__(
         self,
         faults: Faults,
@@ -114,15 +95,21 @@ class _CallFault(Fault):
         fits: Callable[[RecordedCall], bool],
         make: Callable[[], Plan],
     ) -> None:
-        super().__init__(faults, name, times)
-        self._fits = fits
+        if times is not None and times < 1:
+            msg = f"times is {times}, not a number from 1 up"
+            raise ValueError(msg)
+        super().__init__(faults, name)
+        self._left = times
+        self.fits = fits
         self._make = make
 
-    def fits(self, call: RecordedCall) -> bool:
-        return self._fits(call)
-
-    def plan(self, call: RecordedCall) -> Plan:
-        del call
+    def take(self) -> Plan:
+        """Return what befalls the next call, and count it; the last of its `times` ends it."""
+        self.count += 1
+        if self._left is not None:
+            self._left -= 1
+            if not self._left:
+                self.end()
         return self._make()
 
 
@@ -161,7 +148,7 @@ class Faults:
             when: Whether the call takes effect. Streams fail before.
 
         Raises:
-            ValueError: There is no such code or `when`.
+            ValueError: There is no such code or `when`, or `times` is below 1.
         """
         error = RpcError(_code(code), message)
         if when not in {"before", "after"}:
@@ -172,7 +159,7 @@ class Faults:
         def make() -> Plan:
             return Plan(name, before=error) if when == "before" else Plan(name, after=error)
 
-        return self._add(_CallFault(self, name, times, lambda call: _is_of(call, method), make))
+        return self._add(CallFault(self, name, times, lambda call: _is_of(call, method), make))
 
     def delay(self, method: str | None, seconds: float, *, times: int | None = None) -> Fault:
         """Have calls wait for so many seconds of real time before they are carried out."""
@@ -180,7 +167,7 @@ class Faults:
             msg = f"seconds is {seconds!r}, not a number above 0"
             raise ValueError(msg)
         plan = Plan("delay", delay_seconds=seconds)
-        return self._add(_CallFault(self, "delay", times, lambda call: _is_of(call, method), lambda: plan))
+        return self._add(CallFault(self, "delay", times, lambda call: _is_of(call, method), lambda: plan))
 
     def no_leader(self, *, times: int | None = None) -> Fault:
         """Have what needs a leader fail as in a cluster that has none. Serializable reads go on, as with etcd."""
@@ -191,7 +178,7 @@ class Faults:
         return self._leaderless(RpcError(Code.UNAVAILABLE, "etcdserver: leader changed"), "leader changed", times)
 
     def _leaderless(self, error: RpcError, name: str, times: int | None) -> Fault:
-        return self._add(_CallFault(self, name, times, _needs_leader, lambda: Plan(name, before=error)))
+        return self._add(CallFault(self, name, times, _needs_leader, lambda: Plan(name, before=error)))
 
     def random(self, seed: int | None = None, *, rate: float = 0.1, kinds: Sequence[str] = _KINDS) -> Fault:
         """Have a share of all unary calls fail before or after they are carried out, or be late by 1 ms to 10 ms.
@@ -221,7 +208,7 @@ class Faults:
         def fits(call: RecordedCall) -> bool:
             return call.request is not None and source.random() < rate
 
-        return self._add(_CallFault(self, "random", None, fits, make))
+        return self._add(CallFault(self, "random", None, fits, make))
 
     # Of connections, alarms, watches, leases
 
@@ -241,7 +228,7 @@ class Faults:
 
         host.call(refuse)
         undo = partial(host.call, lambda: host.server.refuse_connections(is_on=False))
-        return self._add(Fault(self, "refused connections", None, undo))
+        return self._add(Fault(self, "refused connections", undo))
 
     def no_space(self) -> Fault:
         """Raise the NOSPACE alarm while it lasts: puts are refused, deletes are not."""
@@ -258,7 +245,7 @@ class Faults:
             host.call(lambda: host.server.node.alarms.pretend(kind, is_raised=is_raised))
 
         change(is_raised=True)
-        return self._add(Fault(self, name, None, lambda: change(is_raised=False)))
+        return self._add(Fault(self, name, lambda: change(is_raised=False)))
 
     def compact(self, revision: int | None = None) -> int:
         """Compact the history up to a revision, by default the current one, and reclaim it; return the revision."""
@@ -292,7 +279,7 @@ class Faults:
 
     def stall_watches(self) -> Fault:
         """Hold back what watches are sent while it lasts; then all of it is sent, in order."""
-        fault = Fault(self, "stalled watches", None, self._release)
+        fault = Fault(self, "stalled watches", self._release)
         with self._lock:
             self._stalls.append(fault)
         return self._add(fault)
@@ -341,10 +328,8 @@ class Faults:
     def plan(self, call: RecordedCall) -> Plan | None:
         """Return what befalls a call."""
         for fault in self.active:
-            if fault.fits(call):
-                plan = fault.plan(call)
-                fault.take()
-                return plan
+            if isinstance(fault, CallFault) and fault.fits(call):
+                return fault.take()
         return None
 
     def holds(self, call: RecordedCall, encoded: bytes) -> bool:

@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from mvccstore.server.messages import rpc
-from mvccstore.testing import etcd
 from mvccstore.testing.etcd_server import Etcd
-from tests.wire.client import Client, Endpoint, RpcFailure
+from tests.wire.client import Client, RpcFailure
 
 KV = "/etcdserverpb.KV"
-
-
-@pytest.fixture
-def server() -> Iterator[Etcd]:
-    with etcd() as server:
-        yield server
-
-
-@pytest.fixture
-def client(server: Etcd) -> Iterator[Client]:
-    with Client(Endpoint(server.host, server.port)) as client:
-        yield client
 
 
 def put(client: Client, key: bytes, value: bytes = b"") -> Any:

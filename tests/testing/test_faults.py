@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -16,18 +15,6 @@ from mvccstore.testing.etcd_server import Etcd
 from tests.wire.client import Client, Endpoint, RpcFailure
 
 KV, WATCH = "/etcdserverpb.KV", "/etcdserverpb.Watch/Watch"
-
-
-@pytest.fixture
-def server() -> Iterator[Etcd]:
-    with etcd() as server:
-        yield server
-
-
-@pytest.fixture
-def client(server: Etcd) -> Iterator[Client]:
-    with Client(Endpoint(server.host, server.port)) as client:
-        yield client
 
 
 def put(client: Client, key: bytes, value: bytes = b"") -> Any:

@@ -18,7 +18,7 @@ READ, WRITE, READWRITE = 0, 1, 2
 COST = 4
 """Of bcrypt: a millisecond."""
 
-O = TypeVar("O", Unary, Streaming, Post, StreamingPost)  # noqa: E741 - an operation
+OperationT = TypeVar("OperationT", Unary, Streaming, Post, StreamingPost)
 
 
 def call(method: str, request: Request) -> Unary:
@@ -100,14 +100,14 @@ def revoke_permission(role: str, key: bytes, range_end: bytes = b"") -> Unary:
     return call("RoleRevokePermission", rpc.AuthRoleRevokePermissionRequest(role=role, key=key, range_end=range_end))
 
 
-def showing(number: int, operation: O) -> O:
+def showing(number: int, operation: OperationT) -> OperationT:
     """Return an operation with the `number`-th token that the server gave; the first is 1."""
     if isinstance(operation, Unary | Streaming):
         return replace(operation, metadata=lambda names: [("token", names.value("token", number))])
     return replace(operation, headers=lambda names: {"Authorization": names.value("token", number)})
 
 
-def showing_text(text: str, operation: O, name: str = "token") -> O:
+def showing_text(text: str, operation: OperationT, name: str = "token") -> OperationT:
     """Return an operation with something that need be no token."""
     if isinstance(operation, Unary | Streaming):
         return replace(operation, metadata=[(name, text)])
@@ -124,7 +124,7 @@ ENABLED: tuple[Operation, ...] = (
 )
 
 
-def as_root(*operations: O) -> tuple[O, ...]:
+def as_root(*operations: OperationT) -> tuple[OperationT, ...]:
     """Return operations as root, after `ENABLED`."""
     return tuple(showing(ROOT, operation) for operation in operations)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.wire.auth_calls import running_auth_pair
 from tests.wire.pair import Pair, running_pair
 
 
@@ -40,4 +41,11 @@ def pair(current_pair: Callable[[], Pair]) -> Pair:
 def fresh_pair(tmp_path: Path) -> Iterator[Pair]:
     """A pair of the test's own, at revision 1 and never compacted; costs some 0.3 s."""
     with running_pair(tmp_path / "pair", engine="memory") as pair:
+        yield pair
+
+
+@pytest.fixture
+def auth_pair(tmp_path: Path) -> Iterator[Pair]:
+    """A pair of the test's own that hashes passwords cheaply."""
+    with running_auth_pair(tmp_path / "pair") as pair:
         yield pair

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from mvccstore.server.messages import election, lock
@@ -18,7 +15,6 @@ from tests.wire.auth_calls import (
     grant_permission,
     grant_role,
     role_add,
-    running_auth_pair,
     showing,
     showing_text,
     user_add,
@@ -28,12 +24,6 @@ from tests.wire.differential import Case, Operation, Unary
 from tests.wire.pair import NEEDS_ORACLE, Pair
 
 pytestmark = NEEDS_ORACLE
-
-
-@pytest.fixture
-def auth_pair(tmp_path: Path) -> Iterator[Pair]:
-    with running_auth_pair(tmp_path / "pair") as pair:
-        yield pair
 
 
 BOB, AMY = 2, 3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from tests.wire.auth_calls import (
     READWRITE,
     ROOT,
     WRITE,
-    O,
+    OperationT,
     as_root,
     authenticate,
     disable,
@@ -24,7 +24,6 @@ from tests.wire.auth_calls import (
     grant_role,
     revoke_role,
     role_add,
-    running_auth_pair,
     showing,
     showing_text,
     user_add,
@@ -81,12 +80,6 @@ from tests.wire.pair import NEEDS_ORACLE, Pair
 pytestmark = NEEDS_ORACLE
 
 
-@pytest.fixture
-def auth_pair(tmp_path: Path) -> Iterator[Pair]:
-    with running_auth_pair(tmp_path / "pair") as pair:
-        yield pair
-
-
 BOB, AMY = 2, 3
 """The numbers of their tokens after `USERS`."""
 ROLES = (
@@ -107,7 +100,7 @@ DATA = (
 USERS: tuple[Operation, ...] = (*ROLES, *DATA, *ENABLED, authenticate("bob", "b"), authenticate("amy", "a"))
 
 
-def as_everybody(*operations: O) -> list[O]:
+def as_everybody(*operations: OperationT) -> list[OperationT]:
     """Return each operation as nobody, with a bad token, and as Amy, Bob and root."""
     return [
         shown

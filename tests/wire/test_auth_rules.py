@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -31,7 +29,6 @@ from tests.wire.auth_calls import (
     role_delete,
     role_get,
     role_list,
-    running_auth_pair,
     showing,
     showing_text,
     user_add,
@@ -47,12 +44,6 @@ from tests.wire.pair import NEEDS_ORACLE, Pair
 pytestmark = NEEDS_ORACLE
 HASH = b64encode(b"$2a$04$O13TBCyhGSDM/5D.5LQ22.DwKTWEPl7TaJDTmwb1uXTA0TfE.hTtG").decode()
 LONG = "n" * 300
-
-
-@pytest.fixture
-def auth_pair(tmp_path: Path) -> Iterator[Pair]:
-    with running_auth_pair(tmp_path / "pair") as pair:
-        yield pair
 
 
 RULES = (

@@ -9,7 +9,8 @@ import pytest
 
 from mvccstore.options import Durability
 from mvccstore.server.autocompaction import ByRevision, Periodic
-from mvccstore.server.flags import FLAGS, FlagError, parse, parse_duration, usage
+from mvccstore.server.durations import parse_duration
+from mvccstore.server.flags import FLAGS, FlagError, parse, usage
 from mvccstore.server.process import plan
 
 

@@ -21,7 +21,7 @@ from jwt.algorithms import get_default_algorithms
 
 from mvccstore.clock import Clock
 from mvccstore.server.auth.tokens import Caller, TokenOptionsError
-from mvccstore.server.flags import parse_duration
+from mvccstore.server.durations import parse_duration
 from mvccstore.server.transport.status import Code, RpcError
 
 SIGN_METHODS = frozenset({*(f"{kind}{bits}" for kind in ("HS", "RS", "PS", "ES") for bits in (256, 384, 512)), "EdDSA"})

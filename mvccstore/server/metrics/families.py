@@ -19,6 +19,7 @@ from mvccstore.types import KeyRange
 
 Kind = Literal["gauge", "counter", "histogram"]
 Labels = tuple[tuple[str, str], ...]
+_Number = tuple[str, Kind, str, float]
 HANDLING_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Seconds: those of gRPC's histogram."""
 _QUOTA_BYTES_DEFAULT = 2 << 30
@@ -69,7 +70,7 @@ def families(node: Node, methods: Sequence[Method], cuts: Cuts, rejected: int, c
 
 def _server(node: Node) -> Iterator[Family]:
     identity, tally = node.identity, node.tally
-    for name, kind, text, value in (
+    numbers: tuple[_Number, ...] = (
         ("has_leader", "gauge", "Whether or not a leader exists. 1 is existence, 0 is not.", 1),
         ("is_leader", "gauge", "Whether or not this member is a leader. 1 if is, 0 otherwise.", 1),
         ("is_learner", "gauge", "Whether or not this member is a learner. 1 if is, 0 otherwise.", 0),
@@ -92,8 +93,9 @@ def _server(node: Node) -> Iterator[Family]:
             "Current backend storage quota size in bytes.",
             node.alarms.quota_bytes or _QUOTA_BYTES_DEFAULT,
         ),
-    ):
-        yield _plain(f"etcd_server_{name}", "gauge" if kind == "gauge" else "counter", text, value)
+    )
+    for name, kind, text, value in numbers:
+        yield _plain(f"etcd_server_{name}", kind, text, value)
     text = "Server or member ID in hexadecimal format. 1 for 'server_id' label with current ID."
     yield _one("etcd_server_id", text, "server_id", f"{node.member_id:x}")
     text = "Which version is running. 1 for 'server_version' label with current version."
@@ -115,7 +117,7 @@ def _server(node: Node) -> Iterator[Family]:
 def _store(node: Node) -> Iterator[Family]:
     store, tally = node.store, node.tally
     stats = store.stats()
-    for name, kind, text, value in (
+    numbers: tuple[_Number, ...] = (
         (
             "etcd_mvcc_db_total_size_in_bytes",
             "gauge",
@@ -158,8 +160,9 @@ def _store(node: Node) -> Iterator[Family]:
             "The current revision of auth store.",
             node.auth.accounts.revision,
         ),
-    ):
-        yield _plain(name, "gauge" if kind == "gauge" else "counter", text, value)
+    )
+    for name, kind, text, value in numbers:
+        yield _plain(name, kind, text, value)
     # One commit is both here: there is no log beside the store.
     text = "The latency distributions of fsync called by WAL."
     yield _plain("etcd_disk_wal_fsync_duration_seconds", "histogram", text, tally.commits)
@@ -171,7 +174,7 @@ def _leases_and_watches(node: Node) -> Iterator[Family]:
     tally, watches = node.tally, node.tally.watches()
     # Whatever has come and was not revoked, but is gone: what the store's own user does with leases is not told apart.
     expired = tally.leases_at_start + tally.leases_granted - tally.leases_revoked - node.store.stats().leases
-    for name, kind, text, value in (
+    numbers: tuple[_Number, ...] = (
         ("lease_granted_total", "counter", "The total number of granted leases.", tally.leases_granted),
         ("lease_revoked_total", "counter", "The total number of revoked leases.", tally.leases_revoked),
         ("lease_renewed_total", "counter", "The number of renewed leases seen by the leader.", tally.leases_renewed),
@@ -180,8 +183,9 @@ def _leases_and_watches(node: Node) -> Iterator[Family]:
         ("mvcc_watcher_total", "gauge", "Total number of watchers.", watches.watches),
         ("mvcc_slow_watcher_total", "gauge", "Total number of unsynced slow watchers.", watches.unsynced),
         ("mvcc_events_total", "counter", "Total number of events sent by this member.", tally.events),
-    ):
-        yield _plain(f"etcd_debugging_{name}", "gauge" if kind == "gauge" else "counter", text, value)
+    )
+    for name, kind, text, value in numbers:
+        yield _plain(f"etcd_debugging_{name}", kind, text, value)
 
 
 def _calls(methods: Sequence[Method]) -> Iterator[Family]:
@@ -235,6 +239,6 @@ def _process() -> Iterator[Family]:
     yield _plain("os_fd_limit", "gauge", "The file descriptor limit.", limit)
     try:
         used = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - counted, not used
-    except OSError:
+    except OSError:  # not Linux: there is no such number
         return
     yield _plain("os_fd_used", "gauge", "The number of used file descriptors.", used)

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from mvccstore.clock import MovableClock
 from mvccstore.server.metrics.tally import Watches
-from mvccstore.server.node import Node, OpenWatches
+from mvccstore.server.node import Node
 from mvccstore.server.services.watch_group import Groups
 from mvccstore.server.services.watch_replay import Replays
 from mvccstore.server.services.watch_turns import Turns
@@ -28,7 +28,7 @@ _TIMER_SECONDS_MAX = 86_400
 """Not every loop can count further."""
 
 
-class OpenStream(OpenWatches, Protocol):
+class OpenStream(Protocol):
     """A stream, as the others know it."""
 
     def fail(self, error: Exception) -> None:
@@ -41,6 +41,10 @@ class OpenStream(OpenWatches, Protocol):
 
     def cut(self, revision: int) -> None:
         """Cancel all watches as if everything below a revision were compacted."""
+        ...
+
+    def cancel_all(self, reason: str, compact_revision: int) -> int:
+        """Cancel all watches as the server's own doing; return how many."""
         ...
 
 
@@ -126,11 +130,15 @@ class Hall:
         self.replays = Replays(self.groups)
         self.ticks = Ticks(node)
         node.at_rewind(self._cut)
+        node.cancel_watches = self._cancel_all
 
     def watches(self) -> Watches:
         """Count streams, watches, and those of them that have not been sent everything. Cost: O(groups)."""
         watches, synced = self.groups.tally()
         return Watches(len(self.streams), watches, watches - synced)
+
+    def _cancel_all(self, reason: str, compact_revision: int) -> int:
+        return sum(stream.cancel_all(reason, compact_revision) for stream in list(self.streams))
 
     def _cut(self) -> None:
         """Cancel every watch, as if what comes next for it were compacted: the store went back."""

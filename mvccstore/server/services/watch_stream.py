@@ -58,7 +58,6 @@ class WatchStream(Work):
         self._asked: list[int] = []  # the store's revision, each time it was asked for progress
         self._tries = 0
         hall.streams[self] = None
-        hall.node.watch_streams[self] = None
         call.on_cancel = self.close
         call.on_writable = self._resume
 
@@ -84,7 +83,7 @@ class WatchStream(Work):
         """Nothing more is asked for; events go on."""
 
     def cancel_all(self, reason: str, compact_revision: int) -> int:
-        """Cancel all watches as the server's own doing."""
+        """Cancel all watches as the server's own doing; return how many."""
         watches, self._watches = self._watches, {}
         for watch_id, watch in watches.items():
             watch.leave()
@@ -250,7 +249,6 @@ class WatchStream(Work):
         self._due.clear()
         self._asked.clear()
         self._hall.streams.pop(self, None)
-        self._node.watch_streams.pop(self, None)
         self._hall.ticks.remove(self)
 
 
