@@ -250,9 +250,10 @@ def _string(value: _Value, path: str) -> str:
 def _bytes(value: _Value, path: str) -> bytes:
     if type(value) is not str:
         raise JsonError(path, f"{_kind(value)} where base64 is due")
-    encoded = value.replace("\n", "").replace("\r", "")  # MIME's, which etcd's decoder skips too
+    encoded = value.replace("\n", "").replace("\r", "")  # skipped, as by etcd, but counted where it looks for padding
     digits = len(encoded.rstrip("="))
-    if not _BASE64.fullmatch(encoded) or digits % 4 == 1 or (len(encoded) > digits and len(encoded) % 4):
+    is_whole = len(encoded) % 4 == 0 if len(value) % 4 == 0 else digits == len(encoded)
+    if not _BASE64.fullmatch(encoded) or digits % 4 == 1 or not is_whole:
         raise JsonError(path, f"not base64: {_shown(value)}")
     padded = encoded[:digits] + "=" * (-digits % 4)
     return b64decode(padded, b"-_" if "-" in padded or "_" in padded else None)
