@@ -118,8 +118,9 @@ def _meta(records: Records, cluster: ClusterRecords) -> dict[bytes, bytes]:
     found = {
         buckets.CONSISTENT_INDEX: (cluster.index or records.revision).to_bytes(8),
         buckets.TERM: cluster.term.to_bytes(8),
-        buckets.STORAGE_VERSION: cluster.storage_version.encode(),
     }
+    if cluster.storage_version:  # none is written by an etcd before 3.6
+        found[buckets.STORAGE_VERSION] = cluster.storage_version.encode()
     if cluster.members:
         state: dict[str, object] = {"voters": [m.id for m in cluster.members if not m.is_learner]}
         learners = [member.id for member in cluster.members if member.is_learner]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from hashlib import sha1
 
+from mvccstore.server.persona import V3_6
+
 
 def member_id(peer_urls: tuple[str, ...], token: str, time_seconds: int | None = None) -> int:
     """Return the id etcd gives a member: by its sorted peer URLs and the token, or the time it was added at.
@@ -34,8 +36,8 @@ class Identity:
     peer_urls: tuple[str, ...] = ("http://localhost:2380",)
     client_urls: tuple[str, ...] = ("http://localhost:2379",)
     token: str = "etcd-cluster"
-    version: str = "3.6.14"
-    """The etcd release it says it is."""
+    version: str = V3_6.release
+    """The etcd release it says it is; a server that behaves as an older etcd takes the default for that one's."""
 
     @property
     def member_id(self) -> int:

@@ -27,6 +27,7 @@ from mvccstore.server.member import Identity
 from mvccstore.server.members import Members
 from mvccstore.server.messages.fast import Headers
 from mvccstore.server.metrics.tally import Tally
+from mvccstore.server.persona import V3_6, Persona
 from mvccstore.server.transport.call import Call
 from mvccstore.server.transport.status import RpcError
 from mvccstore.server.writer import UNDER_WAY_MAX, Writer
@@ -67,8 +68,10 @@ class Node:
         quota_bytes: int = 0,
         auth: AuthOptions | None = None,
         clock: Clock,
+        persona: Persona = V3_6,
     ) -> None:
         self.store = store
+        self.persona = persona
         self.identity = identity
         self.limits = limits
         self.clock = clock
@@ -85,7 +88,7 @@ class Node:
         self.alarms = Alarms(store, self.writer, self.member_id, quota_bytes)
         self.members = Members(store, identity)
         auth = auth or AuthOptions()
-        self.auth = Gate(store, self.writer, clock, auth)
+        self.auth = Gate(store, self.writer, clock, auth, strips_bearer=persona.strips_bearer)
         self.passwords = Passwords(auth.bcrypt_cost)
         self.cancel_watches: Callable[[str, int], int] = lambda reason, compact_revision: 0
         """Cancels every watch and tells why; returns how many. The Watch service's."""

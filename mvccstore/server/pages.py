@@ -185,11 +185,9 @@ class _Version:
 
     def __init__(self, node: Node) -> None:
         identity = node.identity
-        shape = {
-            "etcdserver": identity.version,
-            "etcdcluster": f"{identity.cluster_version}.0",
-            "storage": identity.storage_version,
-        }
+        shape = {"etcdserver": identity.version, "etcdcluster": f"{identity.cluster_version}.0"}
+        if node.persona.has_storage_version:
+            shape["storage"] = identity.storage_version
         self._body = json.dumps(shape, separators=(",", ":")).encode()
 
     def __call__(self, exchange: Exchange) -> None:
@@ -201,15 +199,19 @@ class _Health:
 
     def __init__(self, node: Node) -> None:
         self._node = node
+        has_reason = node.persona.has_health_reason
+        self._well = b'{"health":"true","reason":""}' if has_reason else b'{"health":"true"}'
+        self._has_reason = has_reason
 
     def __call__(self, exchange: Exchange) -> None:
         reason = self._reason(exchange)
         if reason is None:
             self._node.tally.health_successes += 1
-            exchange.respond(200, _PLAIN, b'{"health":"true","reason":""}')
+            exchange.respond(200, _PLAIN, self._well)
         else:
             self._node.tally.health_failures += 1
-            exchange.respond(503, TEXT, b'{"health":"false","reason":"%s"}\n' % reason)
+            told = b',"reason":"%s"' % reason if self._has_reason else b""
+            exchange.respond(503, TEXT, b'{"health":"false"%s}\n' % told)
 
     def _reason(self, exchange: Exchange) -> bytes | None:
         """Say why the server is not healthy. That a read is serializable or not makes no difference with one member."""
@@ -260,12 +262,14 @@ _LIVE = ("serializable_read",)
 
 def _checks(node: Node) -> dict[str, _Check]:
     """Return the checks by name. Each says what is wrong, or None."""
-    return {
+    checks: dict[str, _Check] = {
         "data_corruption": lambda: "alarm activated: CORRUPT" if node.alarms.is_corrupt else None,
         "serializable_read": lambda: _read_failure(node),
         "linearizable_read": lambda: _read_failure(node),
-        "non_learner": lambda: None,
     }
+    if node.persona.has_learner_check:
+        checks["non_learner"] = lambda: None
+    return checks
 
 
 def _read_failure(node: Node) -> str | None:

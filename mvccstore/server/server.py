@@ -21,6 +21,7 @@ from mvccstore.server.metrics.families import HANDLING_BOUNDS, Family, families
 from mvccstore.server.metrics.page import MetricsPage
 from mvccstore.server.node import Node, RequestLimits
 from mvccstore.server.pages import Site, get_only
+from mvccstore.server.persona import V3_6, persona_of
 from mvccstore.server.services.auth import Auth
 from mvccstore.server.services.cluster import Cluster
 from mvccstore.server.services.election import Election
@@ -69,6 +70,11 @@ class ServerOptions:
     """Whether `/metrics` tells how long calls take, too: etcd's `--metrics=extensive`."""
     intercept: Callable[[Method], Method] | None = None
     """Makes of each method the one that is served: to look at calls, or to have them fail in tests."""
+    version: str = "3.6"
+    """The etcd it behaves as: `3.4`, `3.5` or `3.6`. See `mvccstore.server.persona`."""
+
+    def __post_init__(self) -> None:
+        persona_of(self.version)
 
 
 class Server:
@@ -81,23 +87,30 @@ class Server:
         self._options = options
         self._clock = clock or SystemClock()
         self._loop = asyncio.get_running_loop()
+        persona = persona_of(options.version)
+        identity = options.identity
+        if identity.version == V3_6.release:
+            identity = replace(identity, version=persona.release)
         self.node = Node(
             store,
-            options.identity,
+            identity,
             options.requests,
             quota_bytes=options.quota_bytes,
             auth=_auth(options),
             clock=self._clock,
+            persona=persona,
         )
         methods: list[Method] = []
         for service in _SERVICES:
             methods += service(self.node).methods()
+        methods = [method for method in methods if method.path not in persona.missing_methods]
         if options.intercept is not None:
             methods = [options.intercept(method) for method in methods]
+        self._checks_api_version = persona.checks_client_api_version
         self._checked = Metadata()
         self._requests = [0, 0]
         self._router = Router({method.path: method for method in methods}, self._check_metadata, translate)
-        gateway = Gateway(self._router, options.transport) if options.has_gateway else None
+        gateway = Gateway(self._router, options.transport, persona) if options.has_gateway else None
         if options.has_handling_seconds:
             for method in methods:
                 method.counts.seconds, method.counts.now = Histogram(HANDLING_BOUNDS), SystemClock().monotonic
@@ -184,14 +197,15 @@ class Server:
         if call.metadata is self._checked:
             self._requests[call.method.is_server_streaming] += 1
             return
-        version = call.metadata.get(b"client-api-version")
-        if version is not None:
+        version = "unknown"
+        given = call.metadata.get(b"client-api-version")
+        if given is not None:
             try:
-                version.decode()
+                version = given.decode(errors="strict" if self._checks_api_version else "replace")
             except UnicodeDecodeError:
                 raise Refusal.INVALID_CLIENT_API_VERSION.error() from None
         self._checked = call.metadata
-        self._requests = self.node.tally.requests_of("unknown" if version is None else version.decode())
+        self._requests = self.node.tally.requests_of(version)
         self._requests[call.method.is_server_streaming] += 1
 
     def _look_at_history(self, policy: AutoCompaction) -> None:

@@ -195,6 +195,7 @@ def serve(
     unix: str | None = None,
     options: ServerOptions | None = None,
     clock: Clock | None = None,
+    version: str | None = None,
 ) -> Serving:
     """Serve a store as etcd v3: `with serve(store) as server:`, or `async with` on the running event loop.
 
@@ -205,8 +206,10 @@ def serve(
         unix: The path of a unix socket, to listen on instead.
         options: How it behaves.
         clock: Where its time comes from; give a store and its server the same.
+        version: The etcd it behaves as, `3.4`, `3.5` or `3.6`; None for what `options` say.
 
     Raises:
+        ValueError: There is no such `version`; at once.
         OSError: It cannot be listened on, or a file of `options.tls` is none; as the others, when it is entered.
         StorageError: The store was opened read-only.
         ClosedError: The store is closed. One that is closed later makes every call end with UNAVAILABLE.
@@ -222,6 +225,8 @@ def serve(
     aGVsbG8=
     """
     chosen = options or ServerOptions()
+    if version is not None:
+        chosen = replace(chosen, version=version)
     if unix is not None:
         scheme = "unix" if chosen.tls is None else "unixs"
         identity = replace(chosen.identity, client_urls=(f"{scheme}://{unix}",))

@@ -72,6 +72,7 @@ class Etcd(Assertions):
         tls: Serve TLS, with a certificate of its own (`ca_file`), or as these options say.
         port: The TCP port; 0 has one chosen.
         options: How it behaves; see `mvccstore.server.ServerOptions`.
+        version: The etcd it behaves as, `3.4`, `3.5` or `3.6`; None for what `options` say, or 3.6.
 
     Raises:
         ValueError: A setting is none.
@@ -92,6 +93,7 @@ class Etcd(Assertions):
         tls: bool | TLSOptions = False,
         port: int = 0,
         options: ServerOptions | None = None,
+        version: str | None = None,
     ) -> None:
         if clock not in {"real", "virtual"} and not isinstance(clock, FakeClock):
             msg = f"clock is {clock!r}, neither 'real' nor 'virtual' nor a FakeClock"
@@ -109,6 +111,8 @@ class Etcd(Assertions):
         self._port = port
         # The least that bcrypt takes: a password of a test is no secret, and costs 1 ms so, not 60.
         self._options = options or ServerOptions(grace_seconds=0.0, auth=AuthOptions(bcrypt_cost=4))
+        if version is not None:
+            self._options = replace(self._options, version=version)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._serving: Serving | None = None
         self.calls = Calls()

@@ -7,7 +7,8 @@
 `@pytest.mark.etcd(clock="virtual", contents={"a": "1"})` gives settings of `mvccstore.testing.etcd` to the server of a
 test, of a class or, in `pytestmark`, of a module. A test that asks for `mvccstore_clock` too has servers and stores that
 go by that clock. The ini option `mvccstore_etcd_scope = session`, or `scope="session"` in the marker, has tests with the
-same settings share one server, as it is left by the one before; `etcd.reset()` empties it.
+same settings share one server, as it is left by the one before; `etcd.reset()` empties it. The ini option
+`mvccstore_etcd_version = 3.5`, or `version="3.5"` in the marker, has servers behave as that etcd.
 
 When a test fails, the last calls, the contents and the open streams of its servers are printed.
 """
@@ -30,6 +31,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "mvccstore_etcd_scope",
         "whether each test has an etcd of its own (function, the default) or all share one (session)",
         default="function",
+    )
+    parser.addini(
+        "mvccstore_etcd_version", "the etcd that servers behave as: 3.4, 3.5 or 3.6 (the default)", default=""
     )
 
 
@@ -88,6 +92,9 @@ def etcd(request: pytest.FixtureRequest) -> Iterator[Any]:
     scope = settings.pop("scope", request.config.getini("mvccstore_etcd_scope"))
     if scope not in _SCOPES:
         pytest.fail(f"the scope of etcd is {scope!r}, not one of {', '.join(_SCOPES)}", pytrace=False)
+    version = request.config.getini("mvccstore_etcd_version")
+    if version:
+        settings.setdefault("version", version)
     clock = _clock(request)
     if clock is not None:
         settings["clock"] = clock

@@ -217,3 +217,35 @@ def test_who_does_not_use_it_pays_nothing(tmp_path: Path) -> None:
             assert "mvccstore.server" not in sys.modules
     """
     Run(tmp_path, source).check(passed=1)
+
+
+def test_an_etcd_of_another_version(tmp_path: Path) -> None:
+    source = """
+        import pytest
+
+        def release(etcd):
+            with urllib.request.urlopen(f"{etcd.url}/version", timeout=60) as answer:
+                return json.load(answer)["etcdserver"][:3]
+
+        def test_of_the_ini_option(etcd):
+            assert release(etcd) == "3.4"
+
+        @pytest.mark.etcd(version="3.5")
+        def test_of_the_marker(etcd):
+            assert release(etcd) == "3.5"
+
+        @pytest.mark.etcd(version="3.5", scope="session")
+        def test_shared(etcd):
+            assert release(etcd) == "3.5"
+
+        @pytest.mark.etcd(scope="session")
+        def test_not_shared(etcd):
+            assert release(etcd) == "3.4"
+
+        @pytest.mark.etcd(version="3.3")
+        def test_of_none(etcd):
+            raise AssertionError
+    """
+    run = Run(tmp_path, source, ini="mvccstore_etcd_version = 3.4")
+    run.check(passed=4, errors=1)
+    assert "the version is '3.3', not one of '3.4', '3.5', '3.6'" in run.output

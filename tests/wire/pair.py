@@ -20,6 +20,7 @@ from mvccstore.server import serve
 from mvccstore.server.member import Identity
 from mvccstore.server.node import RequestLimits
 from mvccstore.server.server import ServerOptions
+from tests.oracle.choice import Oracle
 from tests.oracle.process import QUICK_ELECTION, running_etcd
 from tests.wire.client import Endpoint
 from tests.wire.differential import Difference, Differential, Operation, Side
@@ -65,6 +66,7 @@ def running_pair(
     engine: str = "lmdb",
     arguments: Sequence[str] = (),
     options: ServerOptions = OPTIONS,
+    oracle: Oracle | None = None,
 ) -> Iterator[Pair]:
     """Start an etcd and a server of ours, both empty; the store is checked at the end.
 
@@ -73,6 +75,7 @@ def running_pair(
         engine: Of our store.
         arguments: More of etcd's own.
         options: What they are in ours; made from `OPTIONS` by `dataclasses.replace`.
+        oracle: The etcd; by default what `find_oracle` chose.
     """
     # An etcd that is under 3.6 is compared with what ours says as 3.6: `normal` knows the fields that are newer.
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +83,7 @@ def running_pair(
     store = mvccstore.open(path, engine=engine, durability="os")
     try:
         with (
-            running_etcd(folder / "etcd", (*QUICK_ELECTION, *arguments)) as etcd,
+            running_etcd(folder / "etcd", (*QUICK_ELECTION, *arguments), oracle=oracle) as etcd,
             serve(store, options=replace(options)) as server,
             Pair(
                 Side("etcd", Endpoint(etcd.host, etcd.port), etcd.oracle.version),

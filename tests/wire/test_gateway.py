@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvccstore.server.gateway.call import HTTP_STATUS, INLINE_BYTES
+from mvccstore.server.gateway.call import INLINE_BYTES
+from mvccstore.server.gateway.failures import HTTP_STATUS
 from mvccstore.server.gateway.paths import PATHS
 from mvccstore.server.gateway.splitter import JsonSplitter
 from mvccstore.server.messages import METHODS, kv, rpc

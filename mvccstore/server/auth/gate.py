@@ -68,12 +68,15 @@ class Judge:
 class Gate:
     """The gate of a server. Used on the loop's thread."""
 
-    def __init__(self, store: Store, writer: Writer, clock: Clock, options: AuthOptions) -> None:
+    def __init__(
+        self, store: Store, writer: Writer, clock: Clock, options: AuthOptions, *, strips_bearer: bool = True
+    ) -> None:
         self._store = store
         self._writer = writer
         self.accounts = Accounts(store)
         self.tokens = new_tokens(options.token, options.token_ttl_seconds, clock)
         self._has_certificate_names = options.has_certificate_names
+        self._token_prefix = b"Bearer " if strips_bearer else b""
         self.is_enabled = self.accounts.is_enabled
         """Whether authentication is on: then, and only then, services have to ask."""
         self.is_changing = False
@@ -98,7 +101,7 @@ class Gate:
         if token is None:
             token = metadata.get(b"authorization")
         if token is not None:
-            shown = token.removeprefix(b"Bearer ").decode("latin-1")
+            shown = token.removeprefix(self._token_prefix).decode("latin-1")
             found = self.tokens.find(shown, self.accounts.revision)
             if found is None:
                 raise Refusal.INVALID_TOKEN.error()

@@ -7,23 +7,18 @@ Invariants, beside those of `Call`:
   loop does not wait: JSON costs 20 us for each key, and a range may have a million.
 * I2. An answer of a stream is one line and one chunk, `{"result":...}`: clients such as etcd3gw parse chunk by chunk.
   A stream that fails before its first answer fails with an HTTP status, later with a line `{"error":...}`.
-
-What an error looks like: as 3.6 has it, `code` and `message`, and beside that what 3.5 has, as clients are about that
-were written for it: `error` in the answer of a unary call; in the line of a stream `grpc_code`, `http_code` and
-`http_status`, the second of which lua-resty-etcd (APISIX) compares without looking whether it is there.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections import deque
 from collections.abc import Callable
-from http import HTTPStatus
 
 from google.protobuf.message import Message
 
+from mvccstore.server.gateway.failures import JSON, Failures
 from mvccstore.server.messages import MethodType
 from mvccstore.server.messages.json import to_json
 from mvccstore.server.transport.call import Call, Metadata, Method, Router
@@ -35,55 +30,7 @@ _log = logging.getLogger("mvccstore.server")
 INLINE_BYTES = 4 * 1024
 """Up to this size messages are encoded and decoded on the loop's thread, as protobuf or JSON."""
 
-_JSON = (b"Content-Type", b"application/json")
-_FOUND = (_JSON, (b"Grpc-Metadata-Content-Type", b"application/grpc"))
-
-HTTP_STATUS = {
-    Code.OK: 200,
-    Code.CANCELLED: 499,
-    Code.UNKNOWN: 500,
-    Code.INVALID_ARGUMENT: 400,
-    Code.DEADLINE_EXCEEDED: 504,
-    Code.NOT_FOUND: 404,
-    Code.ALREADY_EXISTS: 409,
-    Code.PERMISSION_DENIED: 403,
-    Code.RESOURCE_EXHAUSTED: 429,
-    Code.FAILED_PRECONDITION: 400,
-    Code.ABORTED: 409,
-    Code.OUT_OF_RANGE: 400,
-    Code.UNIMPLEMENTED: 501,
-    Code.INTERNAL: 500,
-    Code.UNAVAILABLE: 503,
-    Code.DATA_LOSS: 500,
-    Code.UNAUTHENTICATED: 401,
-}
-"""What a call that ends with a code is answered with."""
-
-
-def respond_error(exchange: Exchange, error: RpcError, status: int | None = None) -> None:
-    """Answer a unary call, or what is none, with an error."""
-    shape = {"code": int(error.code), "message": error.message, "error": error.message}
-    fields = [_JSON]
-    if error.code == Code.UNAUTHENTICATED:
-        shown = error.message if error.message.isascii() and error.message.isprintable() else "etcd"
-        fields.append((b"WWW-Authenticate", shown.encode()))
-    exchange.respond(HTTP_STATUS[error.code] if status is None else status, fields, _dump(shape))
-
-
-def _error_line(error: RpcError) -> bytes:
-    status = HTTP_STATUS[error.code]
-    shape = {
-        "code": int(error.code),
-        "message": error.message,
-        "grpc_code": int(error.code),
-        "http_code": status,
-        "http_status": "" if status == 499 else HTTPStatus(status).phrase,
-    }
-    return _dump({"error": shape}) + b"\n"
-
-
-def _dump(shape: object) -> bytes:
-    return json.dumps(shape, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
+_FOUND = (JSON, (b"Grpc-Metadata-Content-Type", b"application/grpc"))
 
 
 class GatewayCall(Call):
@@ -91,6 +38,7 @@ class GatewayCall(Call):
 
     __slots__ = (
         "_exchange",
+        "_failures",
         "_is_encoding",
         "_is_streaming",
         "_left",
@@ -106,10 +54,17 @@ class GatewayCall(Call):
     )
 
     def __init__(
-        self, router: Router, method: Method, metadata: Metadata, exchange: Exchange, types: MethodType
+        self,
+        router: Router,
+        method: Method,
+        metadata: Metadata,
+        exchange: Exchange,
+        types: MethodType,
+        failures: Failures,
     ) -> None:
         super().__init__(router, method, metadata, exchange.request.peer)
         self._exchange = exchange
+        self._failures = failures
         self._response: type[Message] = types.response
         self._is_streaming = types.server_streaming
         self._loop = asyncio.get_running_loop()
@@ -210,7 +165,7 @@ class GatewayCall(Call):
         message, self._reply = self._reply, None
         if message is None:
             error = RpcError(Code.INTERNAL, "the call ended without an answer")
-            self._end(lambda: respond_error(self._exchange, error))
+            self._end(lambda: self._failures.respond(self._exchange, error))
         else:
             self._encode(message)
 
@@ -229,10 +184,10 @@ class GatewayCall(Call):
     def _send_error(self, error: RpcError) -> None:
         exchange = self._exchange
         if not self._is_streaming:
-            respond_error(exchange, error)
+            self._failures.respond(exchange, error)
             return
-        exchange.begin(HTTP_STATUS[error.code], [_JSON])
-        exchange.write(_error_line(error))
+        exchange.begin(self._failures.status(error.code), [JSON])
+        exchange.write(self._failures.line(error))
         exchange.finish()
 
     def _end(self, ending: Callable[[], None]) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from mvccstore.server.gateway.call import INLINE_BYTES, GatewayCall, respond_error
+from mvccstore.server.gateway.call import INLINE_BYTES, GatewayCall
+from mvccstore.server.gateway.failures import Failures
 from mvccstore.server.gateway.metadata import metadata_of, timeout_of
-from mvccstore.server.gateway.paths import PATHS
+from mvccstore.server.gateway.paths import paths_of
 from mvccstore.server.gateway.splitter import JsonSplitter
 from mvccstore.server.gateway.upgrade import FirstObject, subprotocol_of, upgraded
 from mvccstore.server.messages import METHODS, MethodType
 from mvccstore.server.messages.json import JsonError, many_from_json
+from mvccstore.server.persona import V3_6, Persona
 from mvccstore.server.transport.call import Receiver, Router
 from mvccstore.server.transport.http1 import BodyReceiver, Exchange
 from mvccstore.server.transport.limits import TransportLimits
@@ -22,9 +24,11 @@ from mvccstore.server.transport.websocket import accept, is_upgrade
 class Gateway:
     """The handler of every path below `/v3/`."""
 
-    def __init__(self, router: Router, limits: TransportLimits) -> None:
+    def __init__(self, router: Router, limits: TransportLimits, persona: Persona = V3_6) -> None:
         self._router = router
         self._limits = limits
+        self._paths = paths_of(persona)
+        self._failures = Failures(persona)
 
     def serve(self, exchange: Exchange) -> BodyReceiver | None:
         """Begin to serve a request, or open a WebSocket to serve one by messages."""
@@ -39,23 +43,22 @@ class Gateway:
         return FirstObject(receiver) if isinstance(receiver, _UnaryBody) else receiver
 
     def _serve(self, exchange: Exchange) -> BodyReceiver | None:
-        path = PATHS.get(exchange.request.path)
+        path = self._paths.get(exchange.request.path)
         if path is None:
-            respond_error(exchange, RpcError(Code.NOT_FOUND, "Not Found"))
+            self._failures.respond_no_path(exchange)
             return None
         if exchange.request.method != "POST":
-            # As etcd 3.6 has it: the code is UNIMPLEMENTED, and so is the status.
-            respond_error(exchange, RpcError(Code.UNIMPLEMENTED, "Method Not Allowed"))
+            self._failures.respond_no_verb(exchange)
             return None
         try:
             method = self._router.find(path)
             metadata = metadata_of(exchange.request)
             timeout = timeout_of(exchange.request)
         except RpcError as error:
-            respond_error(exchange, error)
+            self._failures.respond(exchange, error)
             return None
         types = METHODS[path]
-        call = GatewayCall(self._router, method, metadata, exchange, types)
+        call = GatewayCall(self._router, method, metadata, exchange, types, self._failures)
         if timeout is not None:
             call.set_timeout(timeout)
         if not types.client_streaming:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from mvccstore.server.persona import Persona
+
 PREFIX = "/v3/"
 
 _PATHS = {
@@ -76,3 +78,14 @@ PATHS: Mapping[str, str] = MappingProxyType(
     {PREFIX + path: f"/{service}/{name}" for service, methods in _PATHS.items() for path, name in methods.items()}
 )
 """By path, such as `/v3/kv/range`, the method's path over gRPC. RangeStream has none, as with etcd."""
+_HASH_KV = PREFIX + "maintenance/hashkv"
+
+
+def paths_of(persona: Persona) -> Mapping[str, str]:
+    """Return those of `PATHS` that an etcd has."""
+    missing = persona.missing_methods
+    return {
+        path: method
+        for path, method in PATHS.items()
+        if method not in missing and (path != _HASH_KV or persona.has_hash_kv_path)
+    }

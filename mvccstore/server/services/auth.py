@@ -25,6 +25,7 @@ class Auth:
         self._gate = node.auth
         self._accounts = node.auth.accounts
         self._passwords = node.passwords
+        self._has_hashes = node.persona.has_password_hashes
 
     def methods(self) -> list[Method]:
         """Return the handlers."""
@@ -139,7 +140,7 @@ class Auth:
 
     def user_change_password(self, call: Call, message: rpc.AuthUserChangePasswordRequest) -> bytes | None:
         """Give a user another password, or the hash of one."""
-        if not message.password:
+        if not message.password and self._has_hashes:
             return self._change(call, lambda accounts: _with_hash(accounts, message.name, message.hashedPassword))
         check_length(message.password)
         self._gate.check_root(call)  # before the work

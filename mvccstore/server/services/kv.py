@@ -31,6 +31,7 @@ from mvccstore.server.services.translation import (
     fill_delete,
     fill_txn,
     message_cost,
+    own_cost,
     put_request,
     range_request,
     txn_request,
@@ -75,6 +76,7 @@ class KV:
         self._store = node.store
         self._tally = node.tally
         self._bytes_max = node.limits.max_request_bytes
+        self._cost = message_cost if node.persona.counts_nested_puts else own_cost
         self._envelope_bytes = _envelope_bytes(node.member_id)
 
     def methods(self) -> list[Method]:
@@ -299,7 +301,7 @@ class KV:
         if gate.is_changing:
             gate.defer(call, lambda: self.txn(call, message))
             return
-        cost = message_cost(message)
+        cost = self._cost(message)
         node.alarms.admit(cost)
         request = txn_request(message, node.limits.max_txn_ops)
         caller = gate.caller(call) if gate.is_enabled else None

@@ -18,6 +18,7 @@ from mvccstore.server.errors import Refusal
 from mvccstore.server.messages import rpc
 from mvccstore.server.node import Node
 from mvccstore.server.transport.call import Call, Method
+from mvccstore.server.transport.status import Code, RpcError
 from mvccstore.store import Store
 from mvccstore.types import Result
 
@@ -28,6 +29,13 @@ _VERSION = re.compile(r"([0-9]+)\.([0-9]+)(\.[0-9]+(-[0-9A-Za-z.-]*)?(\+[0-9A-Za
 _HASH_OF_NOTHING = 1_084_519_789
 """CRC-32C of the name of etcd's bucket: what a hash begins with."""
 _QUOTA_BYTES_DEFAULT = 2 << 30
+_PLAIN = {
+    Refusal.EMPTY_USER.value[1]: "auth: user name is empty",
+    Refusal.USER_NOT_FOUND.value[1]: "auth: user not found",
+    Refusal.PERMISSION_DENIED.value[1]: "auth: permission denied",
+    Refusal.INVALID_TOKEN.value[1]: "auth: invalid auth token",
+}
+"""Go's texts of errors, as clients get them where nothing maps them."""
 
 
 class Maintenance:
@@ -36,6 +44,21 @@ class Maintenance:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._store = node.store
+        self._persona = persona = node.persona
+        gate = node.auth
+        self._check_root = self._check_root_plainly if persona.has_plain_maintenance_errors else gate.check_root
+        self._check_status = gate.check_root if persona.needs_root_for_status else gate.check_user
+        identity = node.identity
+        self._file_version = identity.storage_version if persona.has_snapshot_version else ""
+        self._cluster_version = identity.cluster_version
+        if persona.has_patch_in_cluster_version:
+            self._cluster_version += ".0"
+
+    def _check_root_plainly(self, call: Call) -> None:
+        try:
+            self._node.auth.check_root(call)
+        except RpcError as error:
+            raise RpcError(Code.UNKNOWN, _PLAIN[error.message]) from error
 
     def methods(self) -> list[Method]:
         """Return the handlers."""
@@ -67,7 +90,7 @@ class Maintenance:
             case rpc.AlarmRequest.DEACTIVATE if wanted in alarms.all():
                 changed = False
             case _:
-                return self._node.header()
+                return self._alarm_answer([])
         request = alarms.change(wanted, is_raised=changed)
         self._node.submit(call, request, lambda _: self._alarm_answer([wanted]))
         return None
@@ -76,14 +99,15 @@ class Maintenance:
         response = rpc.AlarmResponse()
         for alarm in alarms:
             response.alarms.add(memberID=alarm.member_id, alarm=alarm.alarm)
-        return self._node.header() + response.SerializeToString()
+        header = self._node.header() if self._persona.has_alarm_header else b""
+        return header + response.SerializeToString()
 
     # Facts
 
     def status(self, call: Call, _message: rpc.StatusRequest) -> bytes:
         """Tell version, sizes, leader and alarms."""
         node = self._node
-        node.auth.check_user(call)
+        self._check_status(call)
         stats = self._store.stats()
         response = rpc.StatusResponse(
             version=node.identity.version,
@@ -93,23 +117,27 @@ class Maintenance:
             raftIndex=node.raft_index,
             raftAppliedIndex=node.raft_index,
             raftTerm=node.raft_term,
-            storageVersion=node.identity.storage_version,
-            dbSizeQuota=node.alarms.quota_bytes or _QUOTA_BYTES_DEFAULT,
         )
         for alarm in node.alarms.all():
             name = NAMES.get(alarm.alarm, str(alarm.alarm))
             member = f"memberID:{alarm.member_id} " if alarm.member_id else ""
             response.errors.append(f"{member}alarm:{name} ")
+        if self._persona.has_storage_facts:
+            self._fill_storage_facts(response)
+        return node.header() + response.SerializeToString()
+
+    def _fill_storage_facts(self, response: rpc.StatusResponse) -> None:
+        response.storageVersion = self._node.identity.storage_version
+        response.dbSizeQuota = self._node.alarms.quota_bytes or _QUOTA_BYTES_DEFAULT
         target = self._store.attribute(_DOWNGRADE)
         response.downgradeInfo.SetInParent()
         if target is not None:
             response.downgradeInfo.enabled = True
             response.downgradeInfo.targetVersion = target.decode()
-        return node.header() + response.SerializeToString()
 
     def hash(self, call: Call, _message: rpc.HashRequest) -> None:
         """Hash what the store holds; of use for comparing with itself alone."""
-        self._node.auth.check_root(call)
+        self._check_root(call)
         call.run(self._hash())
 
     async def _hash(self) -> bytes:
@@ -118,28 +146,28 @@ class Maintenance:
 
     def hash_kv(self, call: Call, message: rpc.HashKVRequest) -> bytes | None:
         """Hash the history up to a revision, as etcd does."""
-        self._node.auth.check_root(call)
+        self._check_root(call)
         if message.revision >= 0:
             call.run(self._hash_kv(message.revision))
             return None
-        response = rpc.HashKVResponse(
-            hash=_HASH_OF_NOTHING, compact_revision=self._store.compact_revision, hash_revision=message.revision
-        )
-        return self._node.header() + response.SerializeToString()
+        return self._hash_answer(_HASH_OF_NOTHING, self._store.compact_revision, message.revision)
 
     async def _hash_kv(self, revision: int) -> bytes:
         work = partial(self._store.hash_kv, revision=revision)
         found = await asyncio.get_running_loop().run_in_executor(None, work)
-        response = rpc.HashKVResponse(
-            hash=found.hash, compact_revision=found.compact_revision, hash_revision=found.hash_revision
-        )
+        return self._hash_answer(found.hash, found.compact_revision, found.hash_revision)
+
+    def _hash_answer(self, number: int, compact_revision: int, hash_revision: int) -> bytes:
+        response = rpc.HashKVResponse(hash=number, compact_revision=compact_revision)
+        if self._persona.has_hash_revision:
+            response.hash_revision = hash_revision
         return self._node.header() + response.SerializeToString()
 
     # The file
 
     def defragment(self, call: Call, _message: rpc.DefragmentRequest) -> None:
         """Shrink the file. The answer has no header."""
-        self._node.auth.check_root(call)
+        self._check_root(call)
         call.run(self._defragment())
 
     async def _defragment(self) -> bytes:
@@ -148,12 +176,12 @@ class Maintenance:
 
     def snapshot(self, call: Call, _message: rpc.SnapshotRequest) -> None:
         """Send the store as etcd's database file, and its SHA-256 after it."""
-        self._node.auth.check_root(call)
+        self._check_root(call)
         call.run(self._snapshot(call))
 
     async def _snapshot(self, call: Call) -> None:
         loop = asyncio.get_running_loop()
-        version = self._node.identity.storage_version
+        version = self._file_version
         cluster = self._cluster_records()  # here, as all this belongs to the loop's thread
         with tempfile.TemporaryFile(dir=_folder_of(self._store), prefix=".snapshot-") as file:
             await loop.run_in_executor(None, partial(write_database_file, self._store, file, cluster=cluster))
@@ -181,7 +209,7 @@ class Maintenance:
             index=node.raft_index,
             term=node.raft_term,
             cluster_version=f"{node.identity.cluster_version}.0",
-            storage_version=node.identity.storage_version,
+            storage_version=node.identity.storage_version if self._persona.has_storage_version else "",
         )
 
     # The cluster of one
@@ -197,7 +225,7 @@ class Maintenance:
         """Check, note or cancel a downgrade to the minor version below."""
         node = self._node
         node.auth.check_root(call)
-        answer = node.header() + rpc.DowngradeResponse(version=node.identity.cluster_version).SerializeToString()
+        answer = node.header() + rpc.DowngradeResponse(version=self._cluster_version).SerializeToString()
         match message.action:
             case rpc.DowngradeRequest.VALIDATE:
                 self._downgrade_target(message.version)
@@ -205,6 +233,8 @@ class Maintenance:
             case rpc.DowngradeRequest.ENABLE:
                 target: bytes | None = self._downgrade_target(message.version).encode()
             case rpc.DowngradeRequest.CANCEL:
+                if self._persona.refuses_idle_cancel and self._store.attribute(_DOWNGRADE) is None:
+                    raise Refusal.NO_DOWNGRADE.error()
                 target = None
             case _:
                 raise Refusal.UNKNOWN_METHOD.error()

@@ -245,10 +245,22 @@ def message_cost(message: rpc.TxnRequest) -> int:
     def of(operation: rpc.RequestOp) -> int:
         match operation.WhichOneof("request"):
             case "request_put":
-                return PUT_OVERHEAD_BYTES + len(operation.request_put.key) + len(operation.request_put.value)
+                return _put_cost(operation.request_put)
             case "request_txn":
                 return message_cost(operation.request_txn)
             case _:
                 return 0
 
     return max(sum(map(of, message.success)), sum(map(of, message.failure)))
+
+
+def own_cost(message: rpc.TxnRequest) -> int:
+    """Return that estimate as etcd made it before it looked into nested txns."""
+    return max(
+        sum(_put_cost(operation.request_put) for operation in branch if operation.HasField("request_put"))
+        for branch in (message.success, message.failure)
+    )
+
+
+def _put_cost(message: rpc.PutRequest) -> int:
+    return PUT_OVERHEAD_BYTES + len(message.key) + len(message.value)
