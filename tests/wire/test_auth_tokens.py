@@ -192,6 +192,8 @@ FORGED: dict[str, Callable[[], str]] = {
     "a revision that is no number": lambda: _sign(HEADER, {**CLAIMS, "revision": "5"}),
     "a revision that is true": lambda: _sign(HEADER, {**CLAIMS, "revision": True}),
     "an old revision": lambda: _sign(HEADER, {**CLAIMS, "revision": 2}),
+    "a revision without end": lambda: _sign(HEADER, {**CLAIMS, "revision": float("inf")}),
+    "a revision of 400 digits": lambda: _sign(HEADER, {**CLAIMS, "revision": 10**400}),
     "revision 0": lambda: _sign(HEADER, {**CLAIMS, "revision": 0}),
     "a later revision": lambda: _sign(HEADER, {**CLAIMS, "revision": 2.0**40}),
     "a user that there is not": lambda: _sign(HEADER, {**CLAIMS, "username": "none"}),

@@ -318,6 +318,44 @@ def test_many_contenders_are_served_in_the_order_in_which_they_came() -> None:
             contest.play(give(b"m/%x" % numbers[place]))
 
 
+# What ends a wait here and not in etcd, which has one wait for those before it, and elects who is not there any more.
+LOSING = {
+    "lock": (take(b"m", 1), take(b"m", 2), ("UNKNOWN", "mutex: session is expired")),
+    "campaign": (campaign(b"m", 1), campaign(b"m", 2), ("UNKNOWN", "election: not leader")),
+}
+
+
+@pytest.mark.parametrize("what", LOSING)
+def test_a_wait_ends_with_its_lease(what: str) -> None:
+    first, second, refusal = LOSING[what]
+    clock = FakeClock()
+    with contest_of_ours(clock) as contest:
+        contest.grant(1)
+        contest.grant(2, ttl=60)
+        contest.play(first)
+        waiting = contest.later(second)
+        contest.wait_for(b"m/", 2)
+        clock.advance(60)
+        assert failure(waiting) == refusal
+        assert contest.keys(b"m/") == [b"m/1"]
+
+
+@pytest.mark.parametrize("what", LOSING)
+def test_a_wait_ends_with_its_key_though_it_is_made_again(what: str) -> None:
+    first, second, refusal = LOSING[what]
+    key = b"m/2"
+    with contest_of_ours() as contest:
+        contest.grant(1, 2)
+        contest.play(first)
+        waiting = contest.later(second)
+        contest.wait_for(b"m/", 2)
+        again = [rpc.RequestOp(request_put=rpc.PutRequest(key=key, lease=2))]
+        contest.play(Unary(f"{KV}/DeleteRange", rpc.DeleteRangeRequest(key=key)))
+        contest.play(Unary(f"{KV}/Txn", rpc.TxnRequest(success=again)))
+        assert failure(waiting) == refusal
+        assert contest.keys(b"m/") == [b"m/1", key]
+
+
 def test_a_lock_without_a_lease_has_one_of_a_minute_that_nobody_keeps_alive() -> None:
     clock = FakeClock()
     with contest_of_ours(clock) as contest:

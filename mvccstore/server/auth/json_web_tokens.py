@@ -115,7 +115,7 @@ class JsonWebTokens:
             if not self._algorithm.verify(signed, self._check_key, _unpacked(signature)):
                 return None
             return _claims(_object(claims))
-        except (ValueError, RecursionError):
+        except (ValueError, OverflowError, RecursionError):  # the second: a revision of Infinity
             return None
 
 

@@ -68,10 +68,12 @@ class Election:
                     inner.clean_up(deleting(key, revision))
                     raise
         try:
-            await inner.until_alone(call, prefix, revision)
+            is_standing = await inner.until_alone(call, prefix, key, revision)
         except asyncio.CancelledError:
             inner.clean_up(deleting(key, revision))
             raise
+        if not is_standing:
+            raise RpcError(Code.UNKNOWN, _NOT_LEADER)
         leader = election.LeaderKey(name=message.name, key=key, rev=revision, lease=lease)
         return election.CampaignResponse(header=header, leader=leader).SerializeToString()
 

@@ -164,8 +164,26 @@ class Inner:
                 finally:
                     watcher.unlisten()
 
-    async def until_alone(self, outer: Call, prefix: bytes, create_revision: int) -> None:
-        """Return when no key of a prefix is left that was created before a revision."""
+    async def until_alone(self, outer: Call, prefix: bytes, key: bytes, create_revision: int) -> bool:
+        """Wait until no key of a prefix is left that was created before one's own; return whether that is there.
+
+        False as soon as one's own is gone, by its lease or otherwise. (etcd has one wait on for those before it.)
+        """
+        alone = asyncio.ensure_future(self._until_first(outer, prefix, create_revision))
+        gone = asyncio.ensure_future(self._until_gone(outer, key, create_revision))
+        try:
+            await asyncio.wait((alone, gone), return_when=asyncio.FIRST_COMPLETED)
+            if gone.done():
+                gone.result()
+                return False
+            alone.result()
+            return True
+        finally:
+            alone.cancel()
+            gone.cancel()
+            await asyncio.gather(alone, gone, return_exceptions=True)
+
+    async def _until_first(self, outer: Call, prefix: bytes, create_revision: int) -> None:
         request = rpc.RangeRequest(
             key=prefix,
             range_end=prefix_end(prefix),
@@ -180,6 +198,13 @@ class Inner:
             if not found.kvs:
                 return
             await self._until_deleted(outer, found.kvs[0].key, found.header.revision)
+
+    async def _until_gone(self, outer: Call, key: bytes, create_revision: int) -> None:
+        while True:
+            found = await self.get(outer, rpc.RangeRequest(key=key))
+            if not found.kvs or found.kvs[0].create_revision != create_revision:
+                return
+            await self._until_deleted(outer, key, found.header.revision + 1)
 
     async def _until_deleted(self, outer: Call, key: bytes, start_revision: int) -> None:
         async with aclosing(self.changes(outer, key, start_revision)) as changes:

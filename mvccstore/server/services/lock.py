@@ -59,12 +59,12 @@ class Lock:
         header = taken.header
         if owners and owners[0].create_revision != revision:
             try:
-                await inner.until_alone(call, prefix, revision)
+                is_held = await inner.until_alone(call, prefix, key, revision)
                 own = await inner.get(call, rpc.RangeRequest(key=key))
             except (RpcError, asyncio.CancelledError):
                 inner.clean_up(deleting(key, revision))
                 raise
-            if not own.kvs:
+            if not is_held or not own.kvs:
                 raise RpcError(Code.UNKNOWN, _EXPIRED)
             header = own.header
         return messages.LockResponse(header=header, key=key).SerializeToString()
