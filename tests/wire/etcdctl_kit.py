@@ -175,6 +175,8 @@ _VARYING = (
     (r'"took":"[^"]*"', '"took":"TIME"'),
     (r'"(remaining-)?ttl":[0-9]+', '"ttl":N'),
 )
+# By their ids, of which a new member's depends on the second in which it was added.
+_MEMBERS = re.compile(r'(?<=ETCD_INITIAL_CLUSTER=")[^"]+')
 # etcdctl pads an id that is short.
 _ID = re.compile(r" ?\b(?:[0-9a-f]{12,16}|[0-9]{17,20})\b")
 
@@ -192,4 +194,8 @@ def plain(said: Said, endpoint: str) -> Said:
             text = re.sub(pattern, replacement, text)
         return re.sub(r" +", " ", _ID.sub(number, text))
 
-    return Said(said.code, cleaned(said.out), cleaned(said.error))
+    return Said(said.code, cleaned(_MEMBERS.sub(_in_order, said.out)), cleaned(said.error))
+
+
+def _in_order(match: re.Match[str]) -> str:
+    return ",".join(sorted(match[0].split(",")))
