@@ -3,8 +3,8 @@
 * `app` puts the commands together and turns errors into exit codes.
 * `session` has what every command shares: which store, JSON or not, how to open it.
 * `keys` and `output` translate between bytes and what people, pipes and JSON readers see.
-* `reading`, `writing`, `past`, `watching`, `leases`, `locking`, `files`, `exchange`, `demo` and `completion` are the
-  commands; `txn_json`, `json_lines`, `commands` (of others), `tree` and `story` do the work of those that have more
+* `reading`, `writing`, `past`, `watching`, `leases`, `locking`, `files`, `exchange`, `serving`, `comparing`, `demo` and
+  `completion` are the commands; `txn_json`, `json_lines`, `commands` (of others), `tree` and `story` do the work of those that have more
   of it.
 
 Here lives only the entry point, and nothing that needs click or rich: they are the extra `cli`, and without

@@ -11,6 +11,7 @@ import click
 import mvccstore
 from mvccstore.cli import (
     EXIT_INTERRUPTED,
+    comparing,
     completion,
     demo,
     exchange,
@@ -120,6 +121,7 @@ for _command in (
     files.stats,
     files.check,
     serving.serve,
+    comparing.compare,
     demo.demo,
     completion.completion,
 ):

@@ -55,7 +55,7 @@ def test_every_command_on_a_store_takes_store_and_json() -> None:
             continue  # takes etcd's flags
         options = {option for param in subcommand.params for option in param.opts}
         assert "--json" in options, name
-        assert "--store" in options or name in {"demo", "completion"}
+        assert "--store" in options or name in {"compare", "completion", "demo"}
 
 
 def test_help_documents_the_exit_codes_and_no_arguments_means_help(command: Command) -> None:

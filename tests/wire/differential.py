@@ -29,8 +29,8 @@ from typing import Any, Self, TypeVar, assert_never
 from google.protobuf.message import Message
 
 from mvccstore.server.messages import METHODS, election, lock, rpc
+from mvccstore.testing.normal import Names, Normal, Version, first_difference
 from tests.wire.client import Client, Endpoint, HttpAnswer, Lines, Metadata, RpcFailure, Stream, StreamEnd
-from tests.wire.normal import Names, Normal, Version, first_difference
 
 T = TypeVar("T")
 Request = Message | bytes | Callable[[Names], Message]

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from mvccstore.server.messages import kv, rpc
+from mvccstore.testing.normal import Names, Near, Normal, first_difference
 from tests.oracle.choice import Oracle, distro_oracle, find_oracle
 from tests.oracle.process import QUICK_ELECTION, EtcdProcess, free_ports, running_etcd
 from tests.wire.client import Client, Endpoint, RpcFailure, StreamEnd
@@ -37,7 +38,6 @@ from tests.wire.differential import (
     Unary,
     cases_for,
 )
-from tests.wire.normal import Names, Near, Normal, first_difference
 
 pytestmark = [
     pytest.mark.etcd,

@@ -184,7 +184,17 @@ LATE = frozenset({"StatusResponse.storageVersion", "SnapshotResponse.version", "
 REPEATED = {"error": "message"}
 """Fields of the gateway's errors that repeat another: an etcd under 3.6 has them, and ours for clients of those."""
 
+REVISIONS = (
+    *("ResponseHeader.revision", "KeyValue.create_revision", "KeyValue.mod_revision"),
+    *("WatchResponse.compact_revision", "HashKVResponse.compact_revision", "HashKVResponse.hash_revision"),
+)
+"""Fields that count from where two servers began, if they did not begin at the same revision."""
+
 _HOW = {field: rule.how for rule in RULES for field in rule.fields}
+
+
+def _since(start: int) -> How:
+    return lambda value, _: f"start{value - start:+}" if value else value
 
 
 class Normal:
@@ -192,10 +202,13 @@ class Normal:
 
     Args:
         oldest: The version of the older of the two servers, for what newer ones have more.
+        start: The revision from which this server's are counted; None to compare them as they are.
     """
 
-    def __init__(self, oldest: Version) -> None:
+    def __init__(self, oldest: Version, start: int | None = None) -> None:
         self.names = Names()
+        """What the server chose so far."""
+        self._how = _HOW if start is None else _HOW | dict.fromkeys(REVISIONS, _since(start))
         self._left_out = {field for field, since in NEWER.items() if oldest < since} | LATE
 
     def message(self, message: Message) -> dict[str, Any]:
@@ -206,7 +219,7 @@ class Normal:
             if path not in self._left_out:
                 values = list(value) if field.is_repeated else [value]
                 found[field.name] = self._field(path, field, [self._member(field, member) for member in values])
-        if unknown := [(field.field_number, field.wire_type, field.data) for field in UnknownFieldSet(message)]:
+        if unknown := [(field.field_number, field.wire_type, field.data) for field in _unknown(message)]:
             found["unknown"] = unknown
         return found
 
@@ -220,7 +233,7 @@ class Normal:
 
     def _field(self, path: str, field: FieldDescriptor, values: list[Any]) -> object:
         value = values if field.is_repeated else values[0]
-        return _HOW[path](value, self.names) if path in _HOW else value
+        return self._how[path](value, self.names) if path in self._how else value
 
     def json(self, value: Any, descriptor: Descriptor | None) -> Any:
         """Return a message of the gateway; without a descriptor, any JSON as it is."""
@@ -240,16 +253,16 @@ class Normal:
             members = value if isinstance(value, list) else [value]
             given = [self.json(member, field.message_type) for member in members]
             return given if isinstance(value, list) else given[0]
-        if path not in _HOW:
+        if path not in self._how:
             return value
         if field.type == FieldDescriptor.TYPE_BYTES and isinstance(value, str):
-            data = base64.b64decode(value)
-            given = _HOW[path](data, self.names)
-            return value if given == data else given
+            data: object = base64.b64decode(value)
+            shown = self._how[path](data, self.names)
+            return value if shown == data else shown
         # 64-bit numbers are strings here. That they are is compared; what they say goes by the rule.
         is_text = isinstance(value, str) and field.cpp_type in _INTEGERS
-        given = _HOW[path](int(value) if is_text else value, self.names)
-        return f'"{given}"' if is_text and not isinstance(given, Near) else given
+        number = self._how[path](int(value) if is_text else value, self.names)
+        return f'"{number}"' if is_text and not isinstance(number, Near) else number
 
     def json_error(self, value: Any) -> Any:
         """Return an error of the gateway."""
@@ -265,10 +278,14 @@ class Normal:
             return value
         paths = {f"{path}.{name}": (name, member) for name, member in value.items()}
         return {
-            name: _HOW[field](member, self.names) if field in _HOW else member
+            name: self._how[field](member, self.names) if field in self._how else member
             for field, (name, member) in paths.items()
             if field not in self._left_out
         }
+
+
+def _unknown(message: Message) -> Any:
+    return UnknownFieldSet(message)
 
 
 _INTEGERS = {
@@ -281,22 +298,20 @@ _INTEGERS = {
 
 def first_difference(expected: object, given: object, path: str = "") -> tuple[str, object, object] | None:
     """Return where two answers differ first, and the two values there; None if they are equal."""
-    missing = "(absent)"
+    missing: object = "(absent)"
     pairs: Iterable[tuple[str, object, object]]
     if isinstance(expected, dict) and isinstance(given, dict):
         keys = list(dict.fromkeys((*expected, *given)))
         pairs = ((f"{path}.{key}", expected.get(key, missing), given.get(key, missing)) for key in keys)
     elif isinstance(expected, list) and isinstance(given, list):
         length = max(len(expected), len(given))
-        pairs = (
-            (f"{path}[{i}]", *(side[i] if i < len(side) else missing for side in (expected, given)))
-            for i in range(length)
-        )
+        one, other = ([*side, *[missing] * (length - len(side))] for side in (expected, given))
+        pairs = zip((f"{path}[{i}]" for i in range(length)), one, other, strict=True)
     elif type(expected) is type(given) and expected == given:
         return None
     else:
         return path, expected, given
-    for where, one, other in pairs:
-        if found := first_difference(one, other, where):
+    for where, here, there in pairs:
+        if found := first_difference(here, there, where):
             return found
     return None
