@@ -3,17 +3,22 @@
 Invariants:
 
 * I1. An alarm holds from the moment it is raised until it is disarmed, over restarts: it is an attribute of the store.
+  In memory it is what was written, in that order: nobody is told of an alarm that a restart could lose.
 * I2. `_size_bytes` and `_admitted_bytes` together are at least what the file has grown to, by etcd's estimate of what a
   write adds; the file is looked at again before a write is refused, and after every `_MEASURE_BYTES` let in.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from mvccstore.attributes import AttributesRequest
+from mvccstore.errors import StoreError
 from mvccstore.etcd_file.buckets import AlarmRecord
 from mvccstore.server.errors import Refusal
 from mvccstore.server.writer import Writer
 from mvccstore.store import Store
+from mvccstore.types import Result
 
 _PREFIX = "etcd/alarm/"
 _MEASURE_BYTES = 1 << 20
@@ -34,10 +39,13 @@ class Alarms:
         self._member_id = member_id
         self.quota_bytes = quota_bytes
         self.is_nospace = False
-        """Whether any member has raised NOSPACE."""
+        """Whether any member has raised NOSPACE, or the quota is about to."""
         self.is_corrupt = False
         """Whether any member has raised CORRUPT."""
         self._admitted_bytes = 0
+        self.under_way = 0
+        """Changes that are being written."""
+        self._is_raising = False
         self.reload()
 
     def reload(self) -> None:
@@ -77,18 +85,27 @@ class Alarms:
         if cost_bytes and self.is_nospace:
             raise Refusal.NO_SPACE.error()
 
-    def change(self, alarm: AlarmRecord, *, is_raised: bool) -> AttributesRequest:
-        """Raise or disarm an alarm; return what has to be written for it to last."""
-        if is_raised:
-            self._raised[alarm] = None
-        else:
-            self._raised.pop(alarm, None)
-        self._look()
-        return AttributesRequest(((_name(alarm), b"" if is_raised else None),))
+    def change(self, alarm: AlarmRecord, then: Callable[[bool | StoreError], None], *, is_raised: bool) -> None:
+        """Raise or disarm an alarm, when it is written; `then` is told whether it was another one before, or why not."""
+        request = AttributesRequest(((_name(alarm), b"" if is_raised else None),))
+
+        def done(result: Result | StoreError) -> None:
+            self.under_way -= 1
+            if isinstance(result, StoreError):
+                then(result)
+                return
+            was_raised = alarm in self._raised
+            self._note(alarm, is_raised=is_raised)
+            then(was_raised != is_raised)
+
+        self.under_way += 1
+        self._writer.submit(request, done)
 
     def pretend(self, kind: int, *, is_raised: bool) -> None:
         """Raise or disarm an alarm of this member, not for long: nothing is written. For tests."""
-        alarm = AlarmRecord(self._member_id, kind)
+        self._note(AlarmRecord(self._member_id, kind), is_raised=is_raised)
+
+    def _note(self, alarm: AlarmRecord, *, is_raised: bool) -> None:
         if is_raised:
             self._raised[alarm] = None
         else:
@@ -97,13 +114,20 @@ class Alarms:
 
     def _raise_nospace(self) -> None:
         alarm = AlarmRecord(self._member_id, NOSPACE)
-        if alarm not in self._raised:
-            # Should it not be written, the quota raises it again.
-            self._writer.submit(self.change(alarm, is_raised=True), lambda _: None)
+        if alarm not in self._raised and not self._is_raising:
+
+            def then(_: bool | StoreError) -> None:
+                # Should it not have been written, the quota raises it again.
+                self._is_raising = False
+                self._look()
+
+            self._is_raising = True
+            self.change(alarm, then, is_raised=True)
+            self._look()
 
     def _look(self) -> None:
         kinds = {alarm.alarm for alarm in self._raised}
-        self.is_nospace = NOSPACE in kinds
+        self.is_nospace = NOSPACE in kinds or self._is_raising
         self.is_corrupt = CORRUPT in kinds
 
 

@@ -25,3 +25,18 @@ def parse_duration(text: str) -> float:
         msg = f"{text!r} is no duration"
         raise ValueError(msg)
     return sign * sum(float(number) * _SECONDS[unit] for number, unit in parts)
+
+
+def shown_duration(seconds: float) -> str:
+    """Return a duration as Go writes it.
+
+    >>> [shown_duration(seconds) for seconds in (0.0, 0.0000205, 0.1, 1.5, 3725.25)]
+    ['0s', '20.5µs', '100ms', '1.5s', '1h2m5.25s']
+    """
+    for unit in ("ms", "µs"):
+        if 0 < seconds < 1 and (seconds >= _SECONDS[unit] or unit == "µs"):
+            return f"{round(seconds / _SECONDS[unit], 6):g}{unit}"
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(int(minutes), 60)
+    shown = f"{hours}h{minutes}m" if hours else f"{minutes}m" if minutes else ""
+    return f"{shown}{round(rest, 6):.10g}s"

@@ -25,30 +25,33 @@ LEARNERS_MAX = 1
 
 
 class Members:
-    """The members, and what may be done to them. Each change is returned as attributes to set."""
+    """The members, and what may be done to them. Each change is returned as attributes to set; what is set is what is.
+
+    Used on any thread, but for `advertise`.
+    """
 
     def __init__(self, store: Store, identity: Identity) -> None:
         self._store = store
-        self.own = MemberRecord(identity.member_id, identity.peer_urls, identity.name, identity.client_urls)
-        self._peer_urls = identity.peer_urls
-        self.reload()
-
-    def reload(self) -> None:
-        """Go by what is stored."""
-        stored = self._store.attribute(_name(self.own.id))
-        # They may have been changed since it was first started.
-        peer_urls = self._peer_urls if stored is None else _unpack(self.own.id, stored).peer_urls
-        self.own = replace(self.own, peer_urls=peer_urls)
+        self._as_started = MemberRecord(identity.member_id, identity.peer_urls, identity.name, identity.client_urls)
 
     def advertise(self, client_urls: tuple[str, ...]) -> None:
         """Note where clients reach this member, now that it listens."""
-        self.own = replace(self.own, client_urls=client_urls)
+        self._as_started = replace(self._as_started, client_urls=client_urls)
+
+    @property
+    def own(self) -> MemberRecord:
+        """This one. O(attributes of members), as the others."""
+        return self.find(self._as_started.id)
 
     def all(self) -> list[MemberRecord]:
         """Return the members, by id."""
-        stored = self._store.attributes(_PREFIX)
-        others = [_unpack(int(name.removeprefix(_PREFIX), 16), packed) for name, packed in stored.items()]
-        return sorted([self.own, *(other for other in others if other.id != self.own.id)], key=lambda member: member.id)
+        own = self._as_started
+        members = {own.id: own}
+        for name, packed in self._store.attributes(_PREFIX).items():
+            member = _unpack(int(name.removeprefix(_PREFIX), 16), packed)
+            # Of our own, what is stored is the peer URLs, if they were changed since it was first started.
+            members[member.id] = replace(own, peer_urls=member.peer_urls) if member.id == own.id else member
+        return sorted(members.values(), key=lambda member: member.id)
 
     def removed(self) -> list[int]:
         """Return the ids of those that were."""
@@ -100,10 +103,7 @@ class Members:
         peer_urls = tuple(urls)
         member = self.find(number)
         _check_unused(peer_urls, [other for other in self.all() if other.id != number])
-        changed = replace(member, peer_urls=peer_urls)
-        if number == self.own.id:
-            self.own = changed
-        return {_name(number): encode_member(changed)[1]}
+        return {_name(number): encode_member(replace(member, peer_urls=peer_urls))[1]}
 
     def promote(self, number: int) -> None:
         """Refuse to promote a member: a learner that never comes up is never in sync."""

@@ -28,6 +28,7 @@ from mvccstore.server.members import Members
 from mvccstore.server.messages.fast import Headers
 from mvccstore.server.metrics.tally import Tally
 from mvccstore.server.persona import V3_6, Persona
+from mvccstore.server.slow import SlowOptions, SlowRequests
 from mvccstore.server.transport.call import Call
 from mvccstore.server.transport.status import RpcError
 from mvccstore.server.writer import UNDER_WAY_MAX, Writer
@@ -36,6 +37,8 @@ from mvccstore.types import Result, WriteRequest
 
 _RAFT = "etcd/raft"
 _TERM_FIRST = 2
+UNDER_WAY_BYTES_MAX = 256 << 20
+"""Of what clients want written and is not yet; so a thousand clients with large values do not fill the memory."""
 _INDEX_SLACK = 2 * UNDER_WAY_MAX
 """How far ahead the index is noted. It is noted anew after half as many commands, and no more than the other half can
 be answered before that is on disk."""
@@ -69,6 +72,7 @@ class Node:
         auth: AuthOptions | None = None,
         clock: Clock,
         persona: Persona = V3_6,
+        slow: SlowOptions | None = None,
     ) -> None:
         self.store = store
         self.persona = persona
@@ -84,7 +88,8 @@ class Node:
         self._note_at = _INDEX_SLACK // 2
         self.headers = Headers(self.cluster_id, self.member_id, self.raft_term)
         self.tally = Tally(store.stats().leases)
-        self.writer = Writer(store, self.tally.commits)
+        self.slow = SlowRequests(slow or SlowOptions())
+        self.writer = Writer(store, self.tally.commits, self.slow)
         self.alarms = Alarms(store, self.writer, self.member_id, quota_bytes)
         self.members = Members(store, identity)
         auth = auth or AuthOptions()
@@ -92,9 +97,10 @@ class Node:
         self.passwords = Passwords(auth.bcrypt_cost)
         self.cancel_watches: Callable[[str, int], int] = lambda reason, compact_revision: 0
         """Cancels every watch and tells why; returns how many. The Watch service's."""
+        self._bytes_under_way = 0
         self.is_stopping = False
         self._closers: list[Callable[[], None]] = []
-        self._rewound: list[Callable[[], None]] = [self.alarms.reload, self.members.reload, self.auth.reload]
+        self._rewound: list[Callable[[], None]] = [self.alarms.reload, self.auth.reload]
 
     @property
     def revision(self) -> int:
@@ -116,17 +122,23 @@ class Node:
         request: WriteRequest,
         then: Callable[[Result], bytes | None],
         check: Check | None = None,
+        size_bytes: int = 0,
     ) -> None:
         """Have a request of a call carried out, and answer it with what `then` makes of the result.
 
         The call's handler returns None after this. If `then` returns None, it has seen to the answer itself. `check`,
-        which may raise, is called right before, with no other write in between.
+        which may raise, is called right before, with no other write in between. `size_bytes` is that of what is written.
         """
-        if self.writer.under_way > UNDER_WAY_MAX:
-            self.tally.proposals_failed += 1
-            raise Refusal.TOO_MANY_REQUESTS.error()
+        self.check_under_way()
+        self._bytes_under_way += size_bytes
+        slow = self.slow
+        began_at = slow.now()
 
         def done(result: Result | Exception) -> None:
+            self._bytes_under_way -= size_bytes
+            took = slow.now() - began_at
+            if took > slow.unary_seconds:
+                slow.note_call(call, took, request, size_bytes)
             if isinstance(result, Exception):
                 call.fail_with(result)
                 return
@@ -143,6 +155,12 @@ class Node:
             self.writer.submit(request, done)
         else:
             self.writer.call(partial(self._checked, check, request), done)
+
+    def check_under_way(self) -> None:
+        """Raise if too much waits to be written for a call to add to it."""
+        if self.writer.under_way > UNDER_WAY_MAX or self._bytes_under_way > UNDER_WAY_BYTES_MAX:
+            self.tally.proposals_failed += 1
+            raise Refusal.TOO_MANY_REQUESTS.error()
 
     def _checked(self, check: Check, request: WriteRequest) -> Result:
         check()

@@ -14,9 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TextIO
 from urllib.parse import urlsplit
 
 from mvccstore.clock import SystemClock
@@ -28,11 +26,13 @@ from mvccstore.server.auth.tokens import TokenOptionsError, new_tokens
 from mvccstore.server.autocompaction import AutoCompaction, ByRevision, Periodic
 from mvccstore.server.durations import parse_duration
 from mvccstore.server.flags import FlagError, Value, listed, parse
+from mvccstore.server.logs import FORMATS, LEVELS, set_up_log
 from mvccstore.server.member import Identity
 from mvccstore.server.node import RequestLimits
 from mvccstore.server.securing import AutoTLS, tls_of
 from mvccstore.server.server import Protocols, Server, ServerOptions
 from mvccstore.server.serving import new_event_loop
+from mvccstore.server.slow import SlowOptions
 from mvccstore.server.transport.limits import TransportLimits
 from mvccstore.store import Store
 
@@ -41,14 +41,7 @@ READY = "ready to serve client requests"
 """What test harnesses wait for in the log."""
 EXIT_FAILED, EXIT_USAGE = 1, 2
 _STREAMS_MAX = 2**31 - 1
-_LEVELS = {
-    "debug": logging.DEBUG,
-    "info": logging.INFO,
-    "warn": logging.WARNING,
-    "error": logging.ERROR,
-    "panic": logging.CRITICAL,
-    "fatal": logging.CRITICAL,
-}
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 log = logging.getLogger("mvccstore.server")
 
@@ -98,14 +91,7 @@ def plan(flags: Mapping[str, Value]) -> Plan:
     client_urls = (*listed(flags, "listen-client-urls"), *http_urls)
     tls, auto_tls = tls_of(flags, data_dir, client_urls, listed(flags, "listen-metrics-urls"))
     quota = _int(flags, "quota-backend-bytes")
-    level = _text(flags, "log-level")
-    if level not in _LEVELS:
-        msg = f"--log-level is {level!r}, not one of {', '.join(_LEVELS)}"
-        raise FlagError(msg)
-    log_format = _text(flags, "log-format")
-    if log_format not in {"json", "console"}:
-        msg = f"--log-format is {log_format!r}, neither json nor console"
-        raise FlagError(msg)
+    _check_log(flags)
     max_request_bytes = _int(flags, "max-request-bytes")
     options = ServerOptions(
         identity,
@@ -130,6 +116,7 @@ def plan(flags: Mapping[str, Value]) -> Plan:
         auth=_auth(flags),
         tls=tls,
         has_handling_seconds=_text(flags, "metrics") == "extensive",
+        slow=SlowOptions(_seconds(flags, "warning-apply-duration"), _seconds(flags, "warning-unary-request-duration")),
     )
     return Plan(
         data_dir,
@@ -137,8 +124,8 @@ def plan(flags: Mapping[str, Value]) -> Plan:
         Durability.OS if flags["unsafe-no-fsync"] else Durability.FSYNC,
         tuple(listeners),
         options,
-        _LEVELS[level],
-        log_format,
+        LEVELS[_text(flags, "log-level")],
+        _text(flags, "log-format"),
         listed(flags, "log-outputs"),
         auto_tls,
     )
@@ -154,6 +141,19 @@ def _int(flags: Mapping[str, Value], name: str) -> int:
 
 def _seconds(flags: Mapping[str, Value], name: str) -> float:
     return float(flags[name])
+
+
+def _check_log(flags: Mapping[str, Value]) -> None:
+    if _text(flags, "logger") != "zap":
+        msg = f"unknown logger option {json.dumps(_text(flags, 'logger'))}"
+        raise FlagError(msg)
+    for name, known in (("log-level", LEVELS), ("log-format", FORMATS)):
+        if _text(flags, name) not in known:
+            msg = f"--{name} is {_text(flags, name)!r}, not one of {', '.join(known)}"
+            raise FlagError(msg)
+    if "default" in listed(flags, "log-outputs") and len(listed(flags, "log-outputs")) > 1:
+        msg = 'multi logoutput for "default" is not supported yet'
+        raise FlagError(msg)
 
 
 def _check_cluster(flags: Mapping[str, Value], name: str, peer_urls: tuple[str, ...]) -> None:
@@ -220,7 +220,11 @@ def main(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) 
         sys.stderr.write(f"{error}\n")
         return EXIT_USAGE
     with ExitStack() as stack:
-        _set_up_log(chosen, stack)
+        try:
+            set_up_log(chosen.log_level, chosen.log_format, chosen.log_outputs, stack)
+        except OSError as error:
+            sys.stderr.write(f"--log-outputs: {error}\n")
+            return EXIT_FAILED
         try:
             store = stack.enter_context(_open(chosen))
             if chosen.auto_tls is not None:
@@ -247,9 +251,19 @@ def _open(chosen: Plan) -> Store:
 async def _serve(store: Store, chosen: Plan) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
     async with Server(store, chosen.options) as server:
+
+        def stop() -> None:
+            if not stopping.is_set():
+                stopping.set()
+                return
+            log.warning("told again to stop: cutting connections")
+            server.drop_connections()
+            for number in _STOP_SIGNALS:  # a third one ends the process where it is
+                loop.remove_signal_handler(number)
+
+        for number in _STOP_SIGNALS:
+            loop.add_signal_handler(number, stop)
         for listener in chosen.listeners:
             _warn_of_unused(chosen, listener)
             await _listen(server, listener)
@@ -288,44 +302,3 @@ async def _listen(server: Server, listener: Listener) -> None:
     else:
         message = "serving client traffic insecurely; this is strongly discouraged!"
     log.info(message, extra={"fields": {"address": address}})
-
-
-class _JsonFormatter(logging.Formatter):
-    """One JSON object a line, with etcd's names."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        fields: dict[str, object] = {
-            "level": "warn" if record.levelno == logging.WARNING else record.levelname.lower(),
-            "ts": datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-            "caller": f"{record.module}.py:{record.lineno}",
-            "msg": record.getMessage(),
-        }
-        fields |= getattr(record, "fields", {})
-        if record.exc_info:
-            fields["error"] = self.formatException(record.exc_info)
-        return json.dumps(fields)
-
-
-def _append_to(path: str) -> TextIO:
-    return Path(path).open("a", encoding="utf-8")
-
-
-def _set_up_log(chosen: Plan, stack: ExitStack) -> None:
-    logger = logging.getLogger("mvccstore")
-    logger.setLevel(chosen.log_level)
-    for output in chosen.log_outputs or ("default",):
-        stream: TextIO
-        if output in {"default", "stderr"}:
-            stream = sys.stderr
-        elif output == "stdout":
-            stream = sys.stdout
-        else:
-            stream = stack.enter_context(_append_to(output))
-        handler = logging.StreamHandler(stream)
-        handler.setFormatter(
-            _JsonFormatter()
-            if chosen.log_format == "json"
-            else logging.Formatter("%(asctime)s\t%(levelname)s\t%(module)s\t%(message)s")
-        )
-        logger.addHandler(handler)
-        stack.callback(logger.removeHandler, handler)

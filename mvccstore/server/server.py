@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Literal, Self
 
 from mvccstore.clock import Clock, SystemClock
-from mvccstore.errors import StoreError
 from mvccstore.server.auth.gate import AuthOptions
 from mvccstore.server.autocompaction import AutoCompaction
+from mvccstore.server.compactor import Compactor
 from mvccstore.server.errors import Refusal, translate
 from mvccstore.server.gateway.gateway import Gateway
 from mvccstore.server.member import Identity
@@ -31,14 +31,14 @@ from mvccstore.server.services.lease import LeaseService
 from mvccstore.server.services.lock import Lock
 from mvccstore.server.services.maintenance import Maintenance
 from mvccstore.server.services.watch import Watch
-from mvccstore.server.transport.call import Call, Metadata, Method, Router
+from mvccstore.server.slow import SlowOptions
+from mvccstore.server.transport.call import Call, Metadata, Method, Peer, Router
 from mvccstore.server.transport.counts import Histogram
 from mvccstore.server.transport.http1 import http_factory
 from mvccstore.server.transport.limits import TransportLimits
 from mvccstore.server.transport.port import Port
 from mvccstore.server.transport.tls import Handshakes, TLSOptions
 from mvccstore.store import Store
-from mvccstore.types import CompactRequest, Result
 
 Protocols = Literal["both", "grpc", "http"]
 _SERVICES = (KV, Watch, LeaseService, Auth, Lock, Election, Cluster, Maintenance, Health)
@@ -72,6 +72,8 @@ class ServerOptions:
     """Makes of each method the one that is served: to look at calls, or to have them fail in tests."""
     version: str = "3.6"
     """The etcd it behaves as: `3.4`, `3.5` or `3.6`. See `mvccstore.server.persona`."""
+    slow: SlowOptions = field(default_factory=SlowOptions)
+    """From when on requests are slow, which is logged."""
 
     def __post_init__(self) -> None:
         persona_of(self.version)
@@ -99,6 +101,7 @@ class Server:
             auth=_auth(options),
             clock=self._clock,
             persona=persona,
+            slow=options.slow,
         )
         methods: list[Method] = []
         for service in _SERVICES:
@@ -122,9 +125,9 @@ class Server:
         self._sockets: list[tuple[Path, int]] = []
         """Unix sockets, by path and inode: another server may have taken over a path."""
         self._is_stopped = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._compactor: Compactor | None = None
         if options.auto_compaction is not None:
-            self._look_at_history(options.auto_compaction)
+            self._compactor = Compactor(self.node, options.auto_compaction)
 
     @property
     def connections(self) -> int:
@@ -136,9 +139,12 @@ class Server:
         for port in self._ports:
             port.is_refusing = is_on
 
-    def drop_connections(self) -> int:
-        """Cut every connection, as a network that fails does; return how many there were. New ones are accepted."""
-        return sum(port.drop_connections() for port in self._ports)
+    def drop_connections(self, peer: Peer | None = None) -> int:
+        """Cut every connection, or that of one peer, as a network that fails does; return how many there were.
+
+        New ones are accepted.
+        """
+        return sum(port.drop_connections(peer) for port in self._ports)
 
     def _new_port(self, protocols: Protocols, *, is_secure: bool) -> Port:
         if is_secure and self._handshakes is None:
@@ -177,8 +183,8 @@ class Server:
         if self._is_stopped:
             return
         self._is_stopped = True
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._compactor is not None:
+            self._compactor.stop()
         for port in self._ports:
             port.stop_listening()
         for path, inode in self._sockets:
@@ -207,18 +213,6 @@ class Server:
         self._checked = call.metadata
         self._requests = self.node.tally.requests_of(version)
         self._requests[call.method.is_server_streaming] += 1
-
-    def _look_at_history(self, policy: AutoCompaction) -> None:
-        wanted = policy.look(self._clock.monotonic(), self.node.revision)
-        if wanted is not None:
-
-            def done(result: Result | StoreError) -> None:
-                # Below the compact revision it was somebody else's doing; other trouble is tried again.
-                if not isinstance(result, StoreError) or wanted <= self.node.store.compact_revision:
-                    policy.done(self._clock.monotonic(), wanted)
-
-            self.node.writer.submit(CompactRequest(wanted, force=True), done)
-        self._timer = self._loop.call_later(policy.interval, self._look_at_history, policy)
 
     async def __aenter__(self) -> Self:
         return self

@@ -26,6 +26,7 @@ from mvccstore.clock import SystemClock
 from mvccstore.commit import BATCH_MAX
 from mvccstore.engine import IN_MEMORY
 from mvccstore.errors import ClosedError, StoreError
+from mvccstore.server.slow import SlowRequests
 from mvccstore.server.transport.counts import Histogram
 from mvccstore.store import Store
 from mvccstore.types import (
@@ -59,10 +60,11 @@ _SMALL_TXN_OPS = 16
 class Writer:
     """Submits to a store for the calls of one event loop. Used on the loop, but for its thread."""
 
-    def __init__(self, store: Store, commits: Histogram) -> None:
+    def __init__(self, store: Store, commits: Histogram, slow: SlowRequests | None = None) -> None:
         self._store = store
         self._commits = commits
         """How long they took, in seconds."""
+        self._slow = slow
         self._loop = asyncio.get_running_loop()
         self._new: list[_Job] = []
         self._inbox: SimpleQueue[list[_Job] | None] = SimpleQueue()
@@ -115,7 +117,7 @@ class Writer:
             answers = [error] * len(jobs)
         if answers is None:
             return False
-        self._commits.observe(_CLOCK.monotonic() - began_at)
+        self._note(_CLOCK.monotonic() - began_at, requests)
         self._answers.extend((done, answer) for (_, done), answer in zip(jobs, answers, strict=True))
         self._deliver()
         return True
@@ -174,8 +176,13 @@ class Writer:
         except Exception as error:  # noqa: BLE001 - whoever waits is told
             self._tell([(done, error) for done in answering])
             return
-        self._commits.observe(_CLOCK.monotonic() - began_at)
+        self._note(_CLOCK.monotonic() - began_at, requests)
         self._tell(list(zip(answering, answers, strict=True)))
+
+    def _note(self, took: float, requests: Sequence[WriteRequest]) -> None:
+        self._commits.observe(took)
+        if self._slow is not None and took > self._slow.apply_seconds:
+            self._slow.note_commit(took, requests)
 
     def _do(self, function: Callable[[], object], done: Callable[..., None]) -> None:
         try:

@@ -28,6 +28,7 @@ from mvccstore.testing.faults import Faults
 from mvccstore.testing.loop import call_on, run_on, shared_loop
 from mvccstore.testing.report import final_contents, last_calls, open_streams
 from mvccstore.testing.tap import Tap
+from mvccstore.testing.tokens import IssuedTokens
 
 T = TypeVar("T")
 
@@ -300,6 +301,8 @@ class Etcd(Assertions):
                 clock=self._time,
             )
             run_on(loop, serving.start())
+            gate = serving.server.node.auth
+            gate.tokens = IssuedTokens(gate.tokens)
             if self._users is not None:
                 run_on(loop, set_up(serving.server.node, self._users))
             self._begun = mark(store) if store.path == IN_MEMORY else None

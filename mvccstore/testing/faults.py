@@ -23,15 +23,18 @@ from mvccstore.lease import Lease
 from mvccstore.server.errors import Refusal
 from mvccstore.server.messages import rpc
 from mvccstore.server.server import Server
+from mvccstore.server.transport.call import Peer
 from mvccstore.server.transport.status import Code, RpcError
 from mvccstore.store import Store
 from mvccstore.testing.calls import RecordedCall
 from mvccstore.testing.tap import Plan, Tap
+from mvccstore.testing.tokens import IssuedTokens
 from mvccstore.types import lease_id_of
 
 When = Literal["before", "after"]
 
 WATCH = "/etcdserverpb.Watch/Watch"
+KEEP_ALIVE = "/etcdserverpb.Lease/LeaseKeepAlive"
 _NO_LEADER_FREE = ("/etcdserverpb.Maintenance/", "/grpc.health.v1.Health/", "/etcdserverpb.Cluster/MemberList")
 _NOSPACE, _CORRUPT = 1, 2
 _KINDS = ("before", "after", "delay")
@@ -113,13 +116,22 @@ class CallFault(Fault):
         return self._make()
 
 
+class Stall(Fault):
+    """One that holds back the messages of streams: what they ask for, or what they are answered."""
+
+    def __init__(self, faults: Faults, name: str, path: str, when: When, undo: Callable[[], None]) -> None:
+        super().__init__(faults, name, undo)
+        self.path = path
+        self.when = when
+
+
 class Faults:
     """The faults of one server. Made from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards the two below
         self._faults: list[Fault] = []
-        self._stalls: list[Fault] = []
+        self._stalls: list[Stall] = []
         self._host: Host | None = None
         self._tap: Tap | None = None
 
@@ -151,15 +163,33 @@ class Faults:
             ValueError: There is no such code or `when`, or `times` is below 1.
         """
         error = RpcError(_code(code), message)
-        if when not in {"before", "after"}:
-            msg = f"when is {when!r}, neither 'before' nor 'after'"
-            raise ValueError(msg)
+        _check_when(when)
         name = f"fail {when}"
 
         def make() -> Plan:
             return Plan(name, before=error) if when == "before" else Plan(name, after=error)
 
         return self._add(CallFault(self, name, times, lambda call: _is_of(call, method), make))
+
+    def drop(self, method: str | None = None, *, times: int | None = None, when: When = "before") -> Fault:
+        """Have the connections of calls cut: instead of the call being carried out, or, with `when="after"`, after it was.
+
+        What else is under way on the connection is cut with it, and not carried out twice. `calls` has the call as
+        cancelled.
+
+        Args:
+            method: As of `fail`.
+            times: How many calls; None for all until it ends.
+            when: Whether the call takes effect. Streams are cut before.
+
+        Raises:
+            ValueError: There is no such `when`, or `times` is below 1.
+        """
+        _check_when(when)
+        error = RpcError(Code.CANCELLED, "the connection was dropped")
+        name = f"drop {when}"
+        plan = Plan(name, before=error, is_drop=True) if when == "before" else Plan(name, after=error, is_drop=True)
+        return self._add(CallFault(self, name, times, lambda call: _is_of(call, method), lambda: plan))
 
     def delay(self, method: str | None, seconds: float, *, times: int | None = None) -> Fault:
         """Have calls wait for so many seconds of real time before they are carried out."""
@@ -262,6 +292,21 @@ class Faults:
         """
         return self._attached.store.lease(lease_id_of(lease)).revoke()
 
+    def expire_token(self, user: str | None = None) -> int:
+        """End the tokens of a user, or of all, as when their time has come; return how many could still be used.
+
+        Their users may authenticate again.
+        """
+        host = self._attached
+
+        def expire() -> int:
+            gate = host.server.node.auth
+            assert isinstance(gate.tokens, IssuedTokens)
+            return gate.tokens.expire(user, gate.accounts.revision)
+
+        found: int = host.call(expire)
+        return found
+
     def cancel_watches(self, reason: str = "etcdserver: watch canceled", *, compact_revision: int = 0) -> int:
         """Tell every watch that its server has cancelled it; return how many. Their streams go on.
 
@@ -273,20 +318,39 @@ class Faults:
         found: int = host.call(lambda: host.server.node.cancel_watches(reason, compact_revision))
         return found
 
-    def _watches(self) -> list[Any]:
-        assert self._tap is not None
-        return [call for call in self._tap.streams if call.record.path == WATCH]
-
     def stall_watches(self) -> Fault:
         """Hold back what watches are sent while it lasts; then all of it is sent, in order."""
-        fault = Fault(self, "stalled watches", self._release)
+        return self._stall("stalled watches", WATCH, "after")
+
+    def stall_keep_alives(self, *, when: When = "before") -> Fault:
+        """Hold back what streams of keep-alives ask for while it lasts: leases come to their end, unless it ends before.
+
+        Then all of it is carried out, in order. With `when="after"` leases are kept alive, and clients are told so when
+        it ends.
+
+        Raises:
+            ValueError: There is no such `when`.
+        """
+        _check_when(when)
+        return self._stall("stalled keep-alives", KEEP_ALIVE, when)
+
+    def _stall(self, name: str, path: str, when: When) -> Fault:
+        fault = Stall(self, name, path, when, partial(self._release, path))
         with self._lock:
             self._stalls.append(fault)
         return self._add(fault)
 
-    def _release(self) -> None:
-        if self._host is not None and not self._stalls:
-            self._host.call(lambda: [call.release() for call in self._watches()])
+    def _release(self, path: str) -> None:
+        if self._host is None or self._tap is None:
+            return
+        tap = self._tap
+
+        def release() -> None:
+            # What another fault still holds is held again.
+            for call in [call for call in tap.streams if call.record.path == path]:
+                call.release()
+
+        self._host.call(release)
 
     # All of them
 
@@ -320,7 +384,7 @@ class Faults:
         with self._lock:
             if fault in self._faults:
                 self._faults.remove(fault)
-            if fault in self._stalls:
+            if isinstance(fault, Stall) and fault in self._stalls:
                 self._stalls.remove(fault)
 
     # For the tap
@@ -335,11 +399,22 @@ class Faults:
     def holds(self, call: RecordedCall, encoded: bytes) -> bool:
         """Say whether an answer of a stream is held back."""
         del encoded
-        stalls = self._stalls
-        if not stalls or call.path != WATCH:
-            return False
-        stalls[0].count += 1
-        return True
+        return bool(self._stalls) and self._holds(call, "after")
+
+    def holds_request(self, call: RecordedCall) -> bool:
+        """Say whether a request of a stream is kept from its service."""
+        return bool(self._stalls) and self._holds(call, "before")
+
+    def _holds(self, call: RecordedCall, when: When) -> bool:
+        for stall in self._stalls:
+            if stall.path == call.path and stall.when == when:
+                stall.count += 1
+                return True
+        return False
+
+    def cut(self, peer: Peer) -> None:
+        """Cut the connection of a peer."""
+        self._attached.server.drop_connections(peer)
 
 
 def _is_of(call: RecordedCall, method: str | None) -> bool:
@@ -352,6 +427,12 @@ def _needs_leader(call: RecordedCall) -> bool:
     if call.path == WATCH:
         return (b"hasleader", b"true") in call.metadata
     return not (isinstance(call.request, rpc.RangeRequest) and call.request.serializable)
+
+
+def _check_when(when: str) -> None:
+    if when not in {"before", "after"}:
+        msg = f"when is {when!r}, neither 'before' nor 'after'"
+        raise ValueError(msg)
 
 
 def _code(code: Code | str) -> Code:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 from mvccstore.clock import Clock
-from mvccstore.server.transport.call import Call, Method, Receiver
+from mvccstore.server.transport.call import Call, Method, Peer, Receiver
 from mvccstore.server.transport.status import Code, RpcError
 from mvccstore.testing.calls import Calls, RecordedCall
 
@@ -31,6 +31,8 @@ class Plan(NamedTuple):
     """It ends with this, and is not served."""
     after: RpcError | None = None
     """It is served, and ends with this in place of an answer."""
+    is_drop: bool = False
+    """The client is not told of `before` or `after`: its connection is cut."""
 
 
 class Planner(Protocol):
@@ -42,6 +44,14 @@ class Planner(Protocol):
 
     def holds(self, call: RecordedCall, encoded: bytes) -> bool:
         """Say whether an answer of a stream is held back for now; the planner then has `TappedCall.release` called."""
+        ...
+
+    def holds_request(self, call: RecordedCall) -> bool:
+        """Say whether a request of a stream is kept from its service for now; likewise."""
+        ...
+
+    def cut(self, peer: Peer) -> None:
+        """Cut the connection of a peer."""
         ...
 
 
@@ -65,7 +75,7 @@ class Tap:
 class TappedCall(Call):
     """A call on its way to a service and back."""
 
-    __slots__ = ("_fault", "_held", "_inner", "_tap", "record")
+    __slots__ = ("_fault", "_held", "_inner", "_requests", "_tap", "record")
 
     def __init__(self, tap: Tap, inner: Call, method: Method) -> None:
         super().__init__(inner.router, method, inner.metadata, inner.peer)
@@ -73,6 +83,7 @@ class TappedCall(Call):
         self._inner = inner
         self._fault: Plan | None = None
         self._held: list[bytes] | None = None
+        self._requests: _TappedReceiver | None = None
         self.record = tap.calls.add(self, tap.clock.time_ms())
         inner.on_cancel = self._cancelled
 
@@ -99,9 +110,16 @@ class TappedCall(Call):
             return
         assert self._fault is not None
         if self._fault.before is not None:
-            self.fail(self._fault.before)
+            self._fail_by(self._fault.before, is_drop=self._fault.is_drop)
         else:
             serve()
+
+    def _fail_by(self, error: RpcError, *, is_drop: bool) -> None:
+        if is_drop:
+            self._note_end(error.code, error.message)
+            self._tap.planner.cut(self.peer)
+        else:
+            self.fail(error)
 
     def _serve_tapped(self, request: Any) -> None:
         # As `Call.serve`, whose gate it has passed.
@@ -117,7 +135,7 @@ class TappedCall(Call):
 
     def open_tapped(self) -> Receiver:
         """Serve a streaming call."""
-        receiver = _TappedReceiver(self)
+        receiver = self._requests = _TappedReceiver(self)
         self._tap.streams[self] = None
         self._befall(receiver.begin)
         return receiver
@@ -156,15 +174,21 @@ class TappedCall(Call):
         """Send one of several answers, unless it is held back."""
         if self.is_done:
             return
-        if self._held is not None or self._tap.planner.holds(self.record, message):
+        if self._tap.planner.holds(self.record, message) or self._held is not None:
             self._held = [*(self._held or ()), message]
             return
         self._note(message)
         self._inner.on_writable = self._writable
         self._inner.send(message)
 
+    def is_held(self) -> bool:
+        """Say whether a request that has come is kept from the service."""
+        return self._tap.planner.holds_request(self.record)
+
     def release(self) -> None:
-        """Send what was held back."""
+        """Hand on what was held back, requests and answers."""
+        if self._requests is not None:
+            self._requests.release()
         held, self._held = self._held or [], None
         for message in held:
             self.send(message)
@@ -199,7 +223,7 @@ class TappedCall(Call):
         fault, self._fault = self._fault, None
         if fault is None or fault.after is None:
             return False
-        self.fail(fault.after)
+        self._fail_by(fault.after, is_drop=fault.is_drop)
         return True
 
     def _writable(self) -> None:
@@ -222,7 +246,7 @@ class TappedCall(Call):
 
 
 class _TappedReceiver:
-    """Takes the requests of a stream, and keeps them until its service has begun."""
+    """Takes the requests of a stream, and keeps them until its service has begun, and while a fault holds them."""
 
     def __init__(self, call: TappedCall) -> None:
         self._call = call
@@ -234,16 +258,26 @@ class _TappedReceiver:
         """Have the service begin, and tell it what has come."""
         self._receiver = self._call.receiver()
         self._has_begun = True
-        for request in self._kept:
-            self._hand_on(request)
-        self._kept.clear()
-        if self._has_ended:
+        self.release()
+
+    def release(self) -> None:
+        """Tell the service what was kept from it, as far as nothing holds that any more."""
+        if not self._has_begun:
+            return
+        kept, self._kept = self._kept, []
+        for request in kept:
+            self._take(request)
+        if self._has_ended and not self._kept:
             self.end()
 
     def message(self, request: Any) -> None:
         """Take the next request."""
         self._call.record.note_request(request)
-        if self._has_begun:
+        self._take(request)
+
+    def _take(self, request: Any) -> None:
+        is_held = self._has_begun and self._call.is_held()
+        if self._has_begun and not self._kept and not is_held:
             self._hand_on(request)
         else:
             self._kept.append(request)
@@ -258,7 +292,8 @@ class _TappedReceiver:
     def end(self) -> None:
         """Note that no more come."""
         self._has_ended = True
-        if self._has_begun and self._receiver is not None and not self._call.is_done:
+        is_early = not self._has_begun or self._kept
+        if not is_early and self._receiver is not None and not self._call.is_done:
             try:
                 self._receiver.end()
             except Exception as error:  # noqa: BLE001 - ends the call

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mvccstore import LeaseNotFoundError
+from mvccstore.server import ServerOptions
+from mvccstore.server.auth.gate import AuthOptions
 from mvccstore.server.messages import rpc
 from mvccstore.server.transport.status import Code
 from mvccstore.testing import etcd
@@ -142,6 +145,144 @@ def test_cancelled_watches_are_told_why_and_their_stream_goes_on(server: Etcd, c
         assert server.faults.cancel_watches() == 1
 
 
+@pytest.mark.parametrize(("when", "is_there"), [("before", False), ("after", True)])
+def test_the_connection_of_a_call_is_cut_and_of_no_other(server: Etcd, when: Any, is_there: bool) -> None:
+    endpoint = Endpoint(server.host, server.port)
+    with Client(endpoint) as one, Client(endpoint) as other, other.stream(WATCH) as stream:
+        stream.send(create(b"a"))
+        assert stream.receive().created
+        get(one, b"a")
+        fault = server.faults.drop("Put", times=1, when=when)
+        with pytest.raises(RpcFailure) as cut:
+            put(one, b"a")
+        assert cut.value.code == "UNAVAILABLE"
+        assert (fault.count, fault.is_over, server.store.get(b"a") is not None) == (1, True, is_there)
+        (call,) = server.calls("Put")
+        assert (call.fault, call.code, call.message) == (f"drop {when}", Code.CANCELLED, "the connection was dropped")
+        put(other, b"a", b"1")  # whose connection is still that of the watch
+        while stream.receive().events[-1].kv.value != b"1":
+            pass
+    with Client(endpoint) as again:  # the first one may yet have to find out
+        assert put(again, b"a").header.revision == server.store.revision
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_connections_of_json_are_cut_too(server: Etcd, client: Client, when: Any) -> None:
+    with server.faults.drop("KV", when=when) as fault, pytest.raises((ConnectionError, OSError)):
+        client.post("/v3/kv/put", {"key": "aw=="})
+    assert fault.count == 1
+    assert client.post("/v3/kv/put", {"key": "aw=="}).status == 200
+    assert server.store.revision == (3 if when == "after" else 2)
+
+
+def test_streams_are_cut_as_they_begin(server: Etcd, client: Client) -> None:
+    with server.faults.drop("Watch", times=1), client.stream(WATCH) as stream:
+        stream.send(create(b"a"))
+        with pytest.raises(RpcFailure) as cut:
+            stream.receive()
+    assert cut.value.code == "UNAVAILABLE"
+    with Client(Endpoint(server.host, server.port)) as again, again.stream(WATCH) as stream:
+        stream.send(create(b"a"))
+        assert stream.receive().created
+
+
+LEASE = "/etcdserverpb.Lease"
+
+
+def test_stalled_keep_alives_let_leases_end() -> None:
+    with (
+        etcd(clock="virtual") as server,
+        Client(Endpoint(server.host, server.port)) as client,
+        client.stream(f"{LEASE}/LeaseKeepAlive") as alive,
+    ):
+        for number in (1, 2):
+            client.unary(f"{LEASE}/LeaseGrant", rpc.LeaseGrantRequest(ID=number, TTL=10 * number))
+        alive.send(rpc.LeaseKeepAliveRequest(ID=1))
+        assert alive.receive().TTL == 10
+        fault = server.faults.stall_keep_alives()
+        server.clock.advance(6)
+        with client.stream(f"{LEASE}/LeaseKeepAlive") as other:
+            alive.send(rpc.LeaseKeepAliveRequest(ID=1), rpc.LeaseKeepAliveRequest(ID=2))
+            other.send(rpc.LeaseKeepAliveRequest(ID=2))
+            assert client.unary(f"{LEASE}/LeaseTimeToLive", rpc.LeaseTimeToLiveRequest(ID=1)).TTL == 4
+            server.clock.advance(6)
+            while fault.count < 3:
+                server.settle()
+            assert (alive.pending(), other.pending()) == ([], [])
+            fault.end()
+            assert [(told.ID, told.TTL) for told in alive.take(2)] == [(1, 0), (2, 20)]
+            assert other.receive().TTL == 20
+        alive.send(rpc.LeaseKeepAliveRequest(ID=2))
+        assert alive.receive().TTL == 20
+
+
+def test_stalled_answers_of_keep_alives_do_not() -> None:
+    with (
+        etcd(clock="virtual") as server,
+        Client(Endpoint(server.host, server.port)) as client,
+        client.stream(f"{LEASE}/LeaseKeepAlive") as alive,
+    ):
+        client.unary(f"{LEASE}/LeaseGrant", rpc.LeaseGrantRequest(ID=1, TTL=10))
+        server.clock.advance(6)
+        with server.faults.stall_keep_alives(when="after") as fault, server.faults.stall_watches():
+            alive.send(rpc.LeaseKeepAliveRequest(ID=1))
+            while not fault.count:
+                server.settle()
+            server.clock.advance(6)
+            assert client.unary(f"{LEASE}/LeaseTimeToLive", rpc.LeaseTimeToLiveRequest(ID=1)).TTL == 4
+            assert alive.pending() == []
+        assert alive.receive().TTL == 10
+
+
+def test_of_two_stalls_the_last_to_end_lets_go(server: Etcd, client: Client) -> None:
+    with client.stream(WATCH) as stream:
+        stream.send(create(b"a"))
+        assert stream.receive().created
+        first, second = server.faults.stall_watches(), server.faults.stall_watches()
+        put(client, b"a", b"1")
+        server.settle()
+        first.end()
+        put(client, b"a", b"2")
+        server.settle()
+        assert stream.pending() == []
+        second.end()
+        values: list[bytes] = []
+        while len(values) < 2:
+            values += [event.kv.value for event in stream.receive().events]
+        assert values == [b"1", b"2"]
+
+
+@pytest.mark.parametrize("kind", ["simple", "jwt"])
+def test_tokens_expire_and_their_users_may_come_again(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(b"k" * 32)
+    token = kind if kind == "simple" else f"jwt,sign-method=HS256,priv-key={tmp_path / 'key'}"
+    options = ServerOptions(grace_seconds=0.0, auth=AuthOptions(token, bcrypt_cost=4))
+
+    def shown(client: Client, name: str) -> list[tuple[str, str]]:
+        request = rpc.AuthenticateRequest(name=name, password="pw")
+        return [("token", client.unary("/etcdserverpb.Auth/Authenticate", request).token)]
+
+    with (
+        etcd(auth={"alice": "pw", "bob": "pw"}, options=options) as server,
+        Client(Endpoint(server.host, server.port)) as client,
+    ):
+        alice, bob = shown(client, "alice"), shown(client, "bob")
+        request = rpc.RangeRequest(key=b"a")
+        assert server.faults.expire_token("nobody") == 0
+        assert server.faults.expire_token("alice") == 1
+        with pytest.raises(RpcFailure, match="UNAUTHENTICATED: etcdserver: invalid auth token"):
+            client.unary(f"{KV}/Range", request, alice)
+        client.unary(f"{KV}/Range", request, bob)
+        alice = shown(client, "alice")
+        client.unary(f"{KV}/Range", request, alice)
+        assert server.faults.expire_token() == 2
+        for old in (alice, bob):
+            with pytest.raises(RpcFailure, match="invalid auth token"):
+                client.unary(f"{KV}/Range", request, old)
+        assert server.faults.expire_token() == 0
+        client.unary(f"{KV}/Range", request, shown(client, "bob"))
+
+
 def test_history_is_compacted_and_leases_expire(server: Etcd, client: Client) -> None:
     for value in (b"1", b"2"):
         put(client, b"a", value)
@@ -180,6 +321,9 @@ def test_what_is_no_fault_is_told(server: Etcd) -> None:
         (lambda: server.faults.fail("Put", "none"), "there is no code 'none'"),
         (lambda: server.faults.fail("Put", when="during"), "when is 'during'"),  # type: ignore[arg-type]
         (lambda: server.faults.fail("Put", times=0), "times is 0"),
+        (lambda: server.faults.drop("Put", times=0), "times is 0"),
+        (lambda: server.faults.drop("Put", when="during"), "when is 'during'"),  # type: ignore[arg-type]
+        (lambda: server.faults.stall_keep_alives(when="during"), "when is 'during'"),  # type: ignore[arg-type]
         (lambda: server.faults.delay("Put", 0), "seconds is 0"),
         (lambda: server.faults.random(rate=2), "the rate is from 0 to 1"),
     ):

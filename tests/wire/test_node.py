@@ -19,7 +19,7 @@ from mvccstore.server.services import kv
 from mvccstore.server.services.cluster import Cluster
 from mvccstore.server.services.lease import LeaseService
 from mvccstore.server.transport.status import RpcError
-from mvccstore.types import DeleteRequest, Result
+from mvccstore.types import DeleteRequest, PutRequest, Result
 
 SECONDS = 30
 
@@ -50,6 +50,30 @@ def new_node(store: Store) -> Node:
 @pytest.fixture
 def store(open_store: Callable[..., Store]) -> Store:
     return open_store(engine="memory")
+
+
+def test_what_waits_to_be_written_is_bounded_in_bytes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_module, "UNDER_WAY_BYTES_MAX", 100)
+
+    async def main() -> None:
+        node = new_node(store)
+
+        def submit(size: int) -> asyncio.Future[bytes | str]:
+            call: Any = Asked()
+            node.submit(call, PutRequest(b"k", b"v"), lambda result: b"%d" % result.revision, size_bytes=size)
+            answered: asyncio.Future[bytes | str] = call.answered
+            return answered
+
+        # What brings it above the bound is let in, so that one of any size is.
+        first = [submit(60), submit(1_000)]
+        with pytest.raises(RpcError, match="too many requests"):
+            submit(1)
+        assert node.tally.proposals_failed == 1
+        assert await asyncio.wait_for(asyncio.gather(*first), SECONDS) == [b"2", b"3"]
+        assert await asyncio.wait_for(submit(1), SECONDS) == b"4"
+        await node.stop()
+
+    asyncio.run(main())
 
 
 def test_i1_the_raft_index_of_a_killed_server_does_not_go_back(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import bcrypt
 import pytest
@@ -25,7 +25,7 @@ from tests.oracle.process import QUICK_ELECTION, running_etcd
 from tests.wire.calls import compact, delete, get, grant, put, put_op, text, txn
 from tests.wire.client import Client, Endpoint, RpcFailure
 from tests.wire.differential import Operation, Post
-from tests.wire.pair import NEEDS_ORACLE, OPTIONS, running_pair
+from tests.wire.pair import OPTIONS, needs_oracle, running_pair
 
 VERSIONS = tuple(PERSONAS)
 OF_3_5 = "3.5"
@@ -37,7 +37,6 @@ NEW_PASSWORD = "new"
 HASHED = base64.b64encode(bcrypt.hashpw(NEW_PASSWORD.encode(), bcrypt.gensalt(COST))).decode()
 
 Ask = Callable[[Client], object]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -502,13 +501,6 @@ def real(folder: Path, version: str) -> Iterator[Client]:
         Client(Endpoint(process.host, process.port)) as client,
     ):
         yield client
-
-
-def needs_oracle(test: T) -> T:
-    """Mark a test that asks a real etcd."""
-    for mark in NEEDS_ORACLE:
-        test = mark(test)
-    return test
 
 
 @pytest.fixture(scope="module")

@@ -85,6 +85,12 @@ def _server(node: Node) -> Iterator[Family]:
         ("proposals_committed_total", "gauge", "The total number of consensus proposals committed.", node.raft_index),
         ("proposals_pending", "gauge", "The current number of pending proposals to commit.", node.writer.under_way),
         ("proposals_failed_total", "counter", "The total number of failed proposals seen.", tally.proposals_failed),
+        (
+            "slow_apply_total",
+            "counter",
+            "The total number of slow apply requests (likely overloaded from slow disk).",
+            node.slow.applies,
+        ),
         ("health_success", "counter", "The total number of successful health checks", tally.health_successes),
         ("health_failures", "counter", "The total number of failed health checks", tally.health_failures),
         (

@@ -15,6 +15,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 
 from mvccstore.errors import CompactedError
@@ -46,6 +47,7 @@ from mvccstore.types import (
     PutResult,
     RangeRequest,
     RangeResult,
+    Response,
     Result,
     TxnRequest,
     TxnResult,
@@ -64,7 +66,9 @@ That takes 66 ms for 20,000 rows of 100 bytes where reading them again takes 126
 """
 _SMALL_ROWS = 64
 _SMALL_BYTES = 64 << 10
-"""A range of no more is looked through on the loop."""
+"""A range of no more is looked through on the loop; rows of no more, which a write has found, are encoded on it."""
+_ROW_BYTES = 128
+"""What a row counts for beside key and value: to encode one takes as long as to copy some kilobytes."""
 _ID_BITS = 48
 
 
@@ -114,7 +118,7 @@ class KV:
         revision, limit = max(request.revision, 0), max(request.limit, 0)
         if _needs_all(request):
             if self._rows_of_small(keys, revision) is None:
-                call.run(self._find_beside(request, judged_at))
+                call.run(self._find_beside(call, request, judged_at))
                 return None
             return self._found(self._store.find(request))
         rows = min(limit, PAGE_ROWS) if limit else PAGE_ROWS
@@ -126,7 +130,7 @@ class KV:
                 return None
             rest = self._rows_of_small(KeyRange(page.resume, keys.end), page.revision)
             if rest is None:
-                call.run(self._find_beside(request, judged_at))
+                call.run(self._find_beside(call, request, judged_at))
                 return None
             count += rest
         kvs = _without_values(page.kvs) if request.keys_only else page.kvs
@@ -148,15 +152,19 @@ class KV:
     def _found(self, result: RangeResult) -> bytes:
         return range_response(self._node.header(result.revision), result.kvs, count=result.count, more=result.more)
 
-    async def _find_beside(self, request: RangeRequest, judged_at: int) -> bytes:
-        revision, fields = await asyncio.get_running_loop().run_in_executor(None, self._find_encoded, request)
+    async def _find_beside(self, call: Call, request: RangeRequest, judged_at: int) -> bytes:
+        began_at = self._node.slow.now()
+        loop = asyncio.get_running_loop()
+        revision, rows, fields = await loop.run_in_executor(None, self._find_encoded, request)
         self._node.auth.check_unchanged(judged_at)
+        self._node.slow.note_read(call, began_at, request, rows, len(fields))
         return self._node.header(revision) + fields
 
-    def _find_encoded(self, request: RangeRequest) -> tuple[int, bytes]:
-        """Return the revision and, encoded, all but the header: to encode many rows takes long, too."""
+    def _find_encoded(self, request: RangeRequest) -> tuple[int, int, bytes]:
+        """Return revision, rows and, encoded, all but the header: to encode many rows takes long, too."""
         result = self._store.find(request)
-        return result.revision, range_response(b"", result.kvs, count=result.count, more=result.more)
+        fields = range_response(b"", result.kvs, count=result.count, more=result.more)
+        return result.revision, len(result.kvs), fields
 
     def _rows_of_small(self, keys: KeyRange, revision: int) -> int | None:
         """Return how many keys there are in a range, if that is small; None if it is not, or cannot be told now."""
@@ -173,6 +181,7 @@ class KV:
     async def _large_range(self, call: Call, request: RangeRequest, judged_at: int) -> None:
         keys, limit = request.keys, max(request.limit, 0)
         assert isinstance(keys, KeyRange)
+        began_at = self._node.slow.now()
         # Not at the revision of the first look: that may be compacted by now.
         with self._store.snapshot(revision=max(request.revision, 0)) as snapshot:
             self._node.auth.check_unchanged(judged_at)
@@ -191,6 +200,7 @@ class KV:
             if limit:
                 count = await asyncio.get_running_loop().run_in_executor(None, snapshot.count, keys)
             tail = (b"\x18\x01" if count > rows else b"") + int_field(4, count)
+            self._node.slow.note_read(call, began_at, request, rows, size)
             call.begin(len(header) + size + len(tail))
             call.send_part(header)
             for encoded in kept:
@@ -261,12 +271,12 @@ class KV:
         if not gate.is_enabled:
             self._check_size(message, size)
             node.alarms.check_write(cost)
-            node.submit(call, request, self._put_answer)
+            node.submit(call, request, self._put_answer, size_bytes=size)
             return
         caller = gate.caller(call)
         self._check_size(message, size, caller)
         node.alarms.check_write(cost)
-        node.submit(call, request, self._put_answer, gate.check_put(caller, message))
+        node.submit(call, request, self._put_answer, gate.check_put(caller, message), size)
 
     def _put_answer(self, result: Result) -> bytes:
         assert isinstance(result, PutResult)
@@ -285,14 +295,20 @@ class KV:
         self._node.alarms.check_write()
         if gate.is_enabled:
             gate.check_delete(caller, message)
-        self._node.submit(call, request, self._delete_answer)
+        self._node.submit(call, request, partial(self._delete_answer, call))
 
-    def _delete_answer(self, result: Result) -> bytes:
+    def _delete_answer(self, call: Call, result: Result) -> bytes | None:
         assert isinstance(result, DeleteResult)
         self._tally.deletes += 1
-        response = rpc.DeleteRangeResponse()
-        fill_delete(response, result)
-        return self._node.headers.at(result.revision) + response.SerializeToString()
+        return self._answer(call, result, partial(_encoded_delete, result))
+
+    def _answer(self, call: Call, result: DeleteResult | TxnResult, encode: Callable[[], bytes]) -> bytes | None:
+        """Return what a write is answered with, or, if that is large, encode it beside the loop, and answer then."""
+        header = self._node.headers.at(result.revision)
+        if _row_bytes(result) <= _SMALL_BYTES:
+            return header + encode()
+        call.run(_encode_beside(header, encode))
+        return None
 
     def txn(self, call: Call, message: rpc.TxnRequest) -> None:
         """Run a txn."""
@@ -312,14 +328,12 @@ class KV:
         check = gate.check_txn(caller, message) if gate.is_enabled else None
         if is_read_only:
             gate.check_current(caller)
-        node.submit(call, request, partial(self._txn_answer, request), check)
+        node.submit(call, request, partial(self._txn_answer, call, request), check, cost)
 
-    def _txn_answer(self, request: TxnRequest, result: Result) -> bytes:
+    def _txn_answer(self, call: Call, request: TxnRequest, result: Result) -> bytes | None:
         assert isinstance(result, TxnResult)
         self._tally.note_txn(request, result)
-        response = rpc.TxnResponse()
-        fill_txn(response, result)
-        return self._node.headers.at(result.revision) + response.SerializeToString()
+        return self._answer(call, result, partial(_encoded_txn, result))
 
     def _check_size(
         self,
@@ -384,6 +398,37 @@ def decode_range(data: bytes) -> rpc.RangeRequest | bytes:
     if len(data) > 2 and data[0] == _KEY_FIELD and data[1] == len(data) - 2 and data[1] < _ONE_BYTE:
         return data[2:]
     return rpc.RangeRequest.FromString(data)
+
+
+def _row_bytes(result: Response) -> int:
+    """Return about how large the rows in a result are."""
+    rows: tuple[KeyValue, ...]
+    match result:
+        case PutResult():
+            rows = () if result.prev_kv is None else (result.prev_kv,)
+        case RangeResult():
+            rows = result.kvs
+        case DeleteResult():
+            rows = result.prev_kvs
+        case TxnResult():
+            return sum(map(_row_bytes, result.responses))
+    return sum(_ROW_BYTES + len(kv.key) + len(kv.value) for kv in rows)
+
+
+def _encoded_delete(result: DeleteResult) -> bytes:
+    response = rpc.DeleteRangeResponse()
+    fill_delete(response, result)
+    return response.SerializeToString()
+
+
+def _encoded_txn(result: TxnResult) -> bytes:
+    response = rpc.TxnResponse()
+    fill_txn(response, result)
+    return response.SerializeToString()
+
+
+async def _encode_beside(header: bytes, encode: Callable[[], bytes]) -> bytes:
+    return header + await asyncio.get_running_loop().run_in_executor(None, encode)
 
 
 def _needs_all(request: RangeRequest) -> bool:

@@ -6,11 +6,12 @@ import asyncio
 import os
 import re
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
-from mvccstore.attributes import AttributesRequest
+from mvccstore.errors import AttributesConflictError, StoreError
 from mvccstore.etcd_file.buckets import AlarmRecord, ClusterRecords
 from mvccstore.etcd_file.writer import write_database_file
 from mvccstore.server.alarms import NAMES
@@ -20,7 +21,6 @@ from mvccstore.server.node import Node
 from mvccstore.server.transport.call import Call, Method
 from mvccstore.server.transport.status import Code, RpcError
 from mvccstore.store import Store
-from mvccstore.types import Result
 
 _CHUNK_BYTES = 32 * 1024
 _DOWNGRADE = "etcd/downgrade"
@@ -80,19 +80,42 @@ class Maintenance:
         """List, raise or disarm alarms."""
         gate = self._node.auth
         (gate.check_user if message.action == rpc.AlarmRequest.GET else gate.check_root)(call)
-        alarms = self._node.alarms
+        node, alarms = self._node, self._node.alarms
         wanted = AlarmRecord(message.memberID, message.alarm)
         match message.action:
             case rpc.AlarmRequest.GET:
-                return self._alarm_answer(alarms.all(message.alarm))
+                return self._when_written(call, lambda: self._alarm_answer(alarms.all(message.alarm)))
             case rpc.AlarmRequest.ACTIVATE if message.alarm != rpc.NONE:
-                changed = True
-            case rpc.AlarmRequest.DEACTIVATE if wanted in alarms.all():
-                changed = False
+                is_raised = True
+            case rpc.AlarmRequest.DEACTIVATE:
+                is_raised = False
             case _:
                 return self._alarm_answer([])
-        request = alarms.change(wanted, is_raised=changed)
-        self._node.submit(call, request, lambda _: self._alarm_answer([wanted]))
+
+        def then(changed: bool | StoreError) -> None:
+            if isinstance(changed, StoreError):
+                call.fail_with(changed)
+                return
+            node.count_command()
+            # One that was raised before is told of, too; one that was not there is not.
+            call.reply(self._alarm_answer([wanted] if is_raised or changed else []))
+
+        node.check_under_way()
+        alarms.change(wanted, then, is_raised=is_raised)
+        return None
+
+    def _when_written(self, call: Call, answer: Callable[[], bytes]) -> bytes | None:
+        """Answer when the alarms that are being changed are: who was told that there is no space finds the alarm."""
+        if not self._node.alarms.under_way:
+            return answer()
+
+        def done(result: Exception | None) -> None:
+            if isinstance(result, Exception):
+                call.fail_with(result)
+            else:
+                call.reply(answer())
+
+        self._node.writer.call(lambda: None, done)
         return None
 
     def _alarm_answer(self, alarms: list[AlarmRecord]) -> bytes:
@@ -104,10 +127,13 @@ class Maintenance:
 
     # Facts
 
-    def status(self, call: Call, _message: rpc.StatusRequest) -> bytes:
+    def status(self, call: Call, _message: rpc.StatusRequest) -> bytes | None:
         """Tell version, sizes, leader and alarms."""
-        node = self._node
         self._check_status(call)
+        return self._when_written(call, self._status_answer)
+
+    def _status_answer(self) -> bytes:
+        node = self._node
         stats = self._store.stats()
         response = rpc.StatusResponse(
             version=node.identity.version,
@@ -226,24 +252,45 @@ class Maintenance:
         node = self._node
         node.auth.check_root(call)
         answer = node.header() + rpc.DowngradeResponse(version=self._cluster_version).SerializeToString()
+        target: bytes | None
         match message.action:
             case rpc.DowngradeRequest.VALIDATE:
-                self._downgrade_target(message.version)
+                target = self._downgrade_target(message.version).encode()
+                self._check_downgrade(target, is_under_way=self._store.attribute(_DOWNGRADE) is not None)
                 return answer
             case rpc.DowngradeRequest.ENABLE:
-                target: bytes | None = self._downgrade_target(message.version).encode()
+                target = self._downgrade_target(message.version).encode()
             case rpc.DowngradeRequest.CANCEL:
-                if self._persona.refuses_idle_cancel and self._store.attribute(_DOWNGRADE) is None:
-                    raise Refusal.NO_DOWNGRADE.error()
                 target = None
             case _:
                 raise Refusal.UNKNOWN_METHOD.error()
 
-        def done(_: Result) -> bytes:
-            return answer
+        def done(result: int | Exception) -> None:
+            if isinstance(result, Exception):
+                call.fail_with(result)
+                return
+            node.count_command()
+            call.reply(answer)
 
-        node.submit(call, AttributesRequest(((_DOWNGRADE, target),)), done)
+        node.check_under_way()
+        node.writer.call(partial(self._set_downgrade, target), done)
         return None
+
+    def _set_downgrade(self, target: bytes | None) -> int:
+        """Note a downgrade or its end, judged by what is stored then. On the writer's thread."""
+        while True:
+            stored = self._store.attributes(_DOWNGRADE)
+            self._check_downgrade(target, is_under_way=_DOWNGRADE in stored)
+            try:
+                return self._store.set_attributes({_DOWNGRADE: target}, base=stored.version)
+            except AttributesConflictError:
+                continue  # by somebody beside this server, who may have done the same
+
+    def _check_downgrade(self, target: bytes | None, *, is_under_way: bool) -> None:
+        if target is not None and is_under_way:
+            raise Refusal.DOWNGRADE_IN_PROGRESS.error()
+        if target is None and not is_under_way and self._persona.refuses_idle_cancel:
+            raise Refusal.NO_DOWNGRADE.error()
 
     def _downgrade_target(self, text: str) -> str:
         match = _VERSION.fullmatch(text)
@@ -252,8 +299,6 @@ class Maintenance:
         major, minor = (int(part) for part in self._node.identity.cluster_version.split("."))
         if (int(match[1]), int(match[2])) != (major, minor - 1):
             raise Refusal.INVALID_DOWNGRADE_TARGET.error()
-        if self._store.attribute(_DOWNGRADE) is not None:
-            raise Refusal.DOWNGRADE_IN_PROGRESS.error()
         return f"{major}.{minor - 1}.0"
 
 

@@ -70,7 +70,8 @@ class Port:
         self._loop = asyncio.get_running_loop()
         self._deadlines = Deadlines(self._loop)
         self._servers: list[asyncio.AbstractServer] = []
-        self._connections: set[Connection] = set()
+        self._connections: dict[Connection, Peer | None] = {}
+        """And who is at the other end, once the protocol is known."""
         self._gone = asyncio.Event()
         self.is_refusing = False
         """Whether connections are cut as soon as they are made."""
@@ -112,13 +113,13 @@ class Port:
         else:
             transport.abort()
             return
-        self._connections.add(cast("Connection", protocol))
+        self._connections[cast("Connection", protocol)] = peer
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
         protocol.data_received(first)
 
     def _connections_discard(self, connection: Connection) -> None:
-        self._connections.discard(connection)
+        self._connections.pop(connection, None)
         if not self._connections:
             self._gone.set()
 
@@ -126,7 +127,12 @@ class Port:
         self._timer = self._loop.call_later(_LOOK_SECONDS, self._look_after)
         now = self._loop.time()
         for connection in list(self._connections):
-            connection.look_after(now)
+            try:
+                connection.look_after(now)
+            except Exception as error:  # noqa: BLE001 - of this one, which goes; the others are looked after
+                told = {"message": "a connection could not be looked after", "exception": error}
+                self._loop.call_exception_handler(told)
+                connection.abort()
 
     @property
     def handshake_seconds(self) -> float:
@@ -135,7 +141,7 @@ class Port:
 
     def greet(self, greeter: Connection) -> None:
         """Keep a connection that has not said anything; not if it was accepted at the last moment."""
-        self._connections.add(greeter)
+        self._connections[greeter] = None
         if self._timer is None or self.is_refusing:
             greeter.abort()
 
@@ -143,9 +149,9 @@ class Port:
         """Forget it."""
         self._connections_discard(greeter)
 
-    def drop_connections(self) -> int:
-        """Cut every connection; return how many there were."""
-        connections = list(self._connections)
+    def drop_connections(self, peer: Peer | None = None) -> int:
+        """Cut every connection, or that of one peer; return how many there were."""
+        connections = [one for one, other in self._connections.items() if peer is None or peer is other]
         for connection in connections:
             connection.abort()
         return len(connections)

@@ -1,0 +1,310 @@
+"""What a server logs: in which form, of what is slow, of nothing that is secret, and not without end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mvccstore
+from mvccstore.attributes import attributes_request
+from mvccstore.server import ServerOptions, serve
+from mvccstore.server.logs import SAMPLED_FIRST, Sampler, set_up_log
+from mvccstore.server.messages import rpc
+from mvccstore.server.slow import SHOWN_MAX, SlowOptions, SlowRequests, shown
+from mvccstore.types import (
+    CompactRequest,
+    Compare,
+    DeleteRequest,
+    KeyRange,
+    LeaseGrantRequest,
+    LeaseRevokeRequest,
+    Op,
+    PutRequest,
+    RangeRequest,
+    TxnRequest,
+    WriteRequest,
+)
+from tests.oracle.process import running_etcd
+from tests.wire.calls import delete, get, put, put_op, txn
+from tests.wire.client import Client, Endpoint
+from tests.wire.pair import needs_oracle
+from tests.wire.test_process import READY, call, running
+
+ALWAYS = SlowOptions(0.0, 0.0)
+SECRET = b"a secret value"
+AUTH = "/etcdserverpb.Auth/"
+APPLY, STATS = "apply request took too long", "request stats"
+
+
+def fields_of(records: list[logging.LogRecord], message: str) -> list[dict[str, Any]]:
+    """Return the fields of the lines that say so."""
+    return [vars(record)["fields"] for record in records if record.getMessage() == message]
+
+
+# What is slow
+
+
+@pytest.fixture
+def slow(caplog: pytest.LogCaptureFixture) -> Iterator[Client]:
+    """A client of a server to which everything is slow."""
+    caplog.set_level(logging.WARNING, "mvccstore.server")
+    with (
+        mvccstore.open() as store,
+        serve(store, options=ServerOptions(slow=ALWAYS)) as server,
+        Client(Endpoint(server.host, server.port)) as client,
+    ):
+        yield client
+
+
+WRITES = {
+    "put": (put(b"a\xff", SECRET), 'put:<key:"a\\377" value_size:14 >'),
+    "delete": (delete(b"a", b"b"), 'delete_range:<key:"a" range_end:"b" >'),
+    "txn": (
+        txn(put_op(b"x", SECRET), put_op(b"y", b"")),
+        'txn:<compare:<> success:<request_put:<key:"x" value_size:14 > request_put:<key:"y" >> failure:<> >',
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WRITES)
+def test_a_slow_write_is_told_of_with_what_it_asked(slow: Client, caplog: pytest.LogCaptureFixture, what: str) -> None:
+    operation, request = WRITES[what]
+    slow.unary(operation.method, operation.request)
+    (applied,) = fields_of(caplog.records, APPLY)
+    assert re.fullmatch(r"[0-9.]+[µm]?s", applied["took"])
+    assert applied | {"took": ""} == {
+        "took": "",
+        "expected-duration": "0s",
+        "prefix": "",
+        "request": request,
+        "response": "",
+    }
+    (told,) = fields_of(caplog.records, STATS)
+    assert told["response type"] == operation.method
+    assert told["remote"].startswith("127.0.0.1:")
+    assert request.partition(":<")[2].rstrip("> ") == told["request content"].rstrip("> ")
+    assert "secret" not in str([vars(record) for record in caplog.records])
+
+
+def test_a_slow_range_is_told_of(slow: Client, caplog: pytest.LogCaptureFixture) -> None:
+    rows = 3_000
+    for first in range(0, rows, 100):
+        slow.unary(
+            "/etcdserverpb.KV/Txn", txn(*(put_op(b"%05d" % n, SECRET) for n in range(first, first + 100))).request
+        )
+    caplog.clear()
+    assert slow.unary("/etcdserverpb.KV/Range", get(b"0", b"1", revision=31).request).count == rows
+    assert slow.unary("/etcdserverpb.KV/Range", get(b"0", b"1", sort_order=2, sort_target=1).request).count == rows
+    applied = fields_of(caplog.records, APPLY)
+    assert [found["prefix"] for found in applied] == ["read-only range "] * 2
+    assert [found["request"] for found in applied] == [
+        'key:"0" range_end:"1" revision:31',
+        'key:"0" range_end:"1"',
+    ]
+    assert [found["response"].split(" ")[0] for found in applied] == [
+        f"range_response_count:{rows}",
+    ] * 2
+    assert len(fields_of(caplog.records, STATS)) == 2
+
+
+def test_what_is_quick_is_not_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    with (
+        mvccstore.open() as store,
+        serve(store, options=ServerOptions(slow=SlowOptions(1e6, 1e6))) as server,
+        Client(Endpoint(server.host, server.port)) as client,
+    ):
+        client.unary("/etcdserverpb.KV/Put", put(b"a").request)
+        assert "etcd_server_slow_apply_total 0.0\n" in client.request("GET", "/metrics").body.decode()
+    assert fields_of(caplog.records, APPLY) == fields_of(caplog.records, STATS) == []
+
+
+def test_what_is_slow_is_counted_though_not_all_is_written(slow: Client, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(3):
+        slow.unary("/etcdserverpb.KV/Put", put(b"a").request)
+    assert "etcd_server_slow_apply_total 3.0\n" in slow.request("GET", "/metrics").body.decode()
+    assert len(fields_of(caplog.records, APPLY)) == 3
+
+
+def test_a_flood_of_slow_requests_is_no_flood_of_lines(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "mvccstore.server")
+    now = 5.0
+    noted = SlowRequests(SlowOptions(), lambda: now)
+    noted.note_commit(0.2, [PutRequest(b"k")] * 5_000)
+    assert noted.applies == 5_000
+    assert len(fields_of(caplog.records, APPLY)) == SAMPLED_FIRST + 49
+    now = 6.0
+    noted.note_commit(0.2, [PutRequest(b"k")])
+    assert len(fields_of(caplog.records, APPLY)) == SAMPLED_FIRST + 50
+    assert fields_of(caplog.records, APPLY)[0]["took"] == "200ms"
+
+
+SHOWN: list[tuple[WriteRequest | RangeRequest, str]] = [
+    (PutRequest(b'"\\\n', b"v", 7), 'key:"\\042\\134\\012" value_size:1 lease:7'),
+    (DeleteRequest(b"a"), 'key:"a"'),
+    (DeleteRequest(KeyRange(b"a")), 'key:"a" range_end:"\\000"'),
+    (RangeRequest(KeyRange(b"a", b"b"), limit=5, revision=3), 'key:"a" range_end:"b" limit:5 revision:3'),
+    (CompactRequest(5), "revision:5"),
+    (LeaseGrantRequest(7, 60_000), "TTL:60 ID:7"),
+    (LeaseRevokeRequest(7), "ID:7"),
+    (attributes_request({"etcd/auth/user/root": b"a secret hash"}, 0), ""),
+    (PutRequest(b"k" * 500), f'key:"{"k" * 200}..."'),
+    (
+        TxnRequest(
+            (
+                Compare(b"a", "value", "==", b"a secret"),
+                Compare(b"b", "mod", ">", 5),
+                Compare(b"c", "version", "!=", 0),
+            ),
+            (Op.range(b"a"), Op.delete(b"b")),
+            (TxnRequest((), (Op.put(b"c", b"a secret"),)),),
+        ),
+        'compare:<target:VALUE key:"a" value_size:8  result:GREATER target:MOD key:"b" mod_revision:5  '
+        'result:NOT_EQUAL key:"c" version:0 > success:<request_range:<key:"a" > request_delete_range:<key:"b" >> '
+        'failure:<request_txn:<compare:<> success:<request_put:<key:"c" value_size:8 >> failure:<>>>',
+    ),
+    (
+        TxnRequest((), tuple(Op.put(b"%02d" % number, b"") for number in range(25))),
+        "compare:<> success:<" + " ".join(f'request_put:<key:"{n:02}" >' for n in range(20)) + " (5 more)> failure:<>",
+    ),
+]
+
+
+@pytest.mark.parametrize(("request_", "text"), SHOWN, ids=lambda value: type(value).__name__)
+def test_requests_are_shown_without_their_values(request_: WriteRequest | RangeRequest, text: str) -> None:
+    assert shown(request_) == text
+
+
+def test_no_request_is_shown_at_any_length() -> None:
+    text = shown(TxnRequest((), tuple(Op.put(b"%02d" % number + b"k" * 300, b"") for number in range(25))))
+    assert len(text) == SHOWN_MAX + 3
+    assert text.endswith("...")
+
+
+@needs_oracle
+def test_a_real_etcd_says_it_in_the_same_words(tmp_path: Path, slow: Client, caplog: pytest.LogCaptureFixture) -> None:
+    arguments = ("--experimental-warning-apply-duration=1ns", "--log-level=warn")
+    with running_etcd(tmp_path / "etcd", arguments) as etcd, Client(Endpoint(etcd.host, etcd.port)) as client:
+        for operation, _ in WRITES.values():
+            client.unary(operation.method, operation.request)
+            slow.unary(operation.method, operation.request)
+        lines = [json.loads(line) for line in etcd.log.splitlines()]
+    theirs = [line for line in lines if line["msg"] == APPLY]
+    ours = fields_of(caplog.records, APPLY)
+    assert set(theirs[0]) - {"level", "ts", "caller", "msg"} == set(ours[0])
+    requests = {line["request"].partition("> ")[2].replace(" ", "") for line in theirs}
+    assert {found["request"].replace(" ", "") for found in ours} <= requests
+
+
+# The form of the lines
+
+
+def logged(capsys: pytest.CaptureFixture[str], form: str) -> list[str]:
+    with ExitStack() as stack:
+        set_up_log(logging.INFO, form, ("stdout",), stack)
+        log = logging.getLogger("mvccstore.server")
+        log.info("a\nb", extra={"fields": {"n": 1, "name": 'x"'}})
+        log.debug("not this")
+        try:
+            {}["broken"]
+        except KeyError:
+            log.exception("it failed")
+    logging.getLogger("mvccstore.server").critical("nor this")
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_line_is_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = map(json.loads, logged(capsys, "json"))
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", first.pop("ts"))
+    assert re.fullmatch(r"test_logs\.py:\d+", first.pop("caller"))
+    assert first == {"level": "info", "msg": "a\nb", "n": 1, "name": 'x"'}
+    assert (second["level"], second["msg"]) == ("error", "it failed")
+    assert second["error"].startswith("Traceback")
+    assert second["error"].endswith("KeyError: 'broken'")
+
+
+def test_for_a_console_it_is_one_line_too(capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = (line.split("\t") for line in logged(capsys, "console"))
+    assert first[1] == "info"
+    assert first[3:] == ["a\\nb", '{"n": 1, "name": "x\\""}']
+    assert second[1] == "error"
+    assert json.loads(second[4])["error"].endswith("KeyError: 'broken'")
+
+
+def test_what_is_said_over_and_over_is_written_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    with ExitStack() as stack:
+        set_up_log(logging.INFO, "json", ("stdout",), stack)
+        for number in range(10_000):
+            logging.getLogger("mvccstore.server").warning("client %d is refused", number)
+    assert SAMPLED_FIRST < len(capsys.readouterr().out.splitlines()) < 1_000
+
+
+def test_a_sampler_begins_anew_each_second() -> None:
+    now = 0.0
+    sampler = Sampler(lambda: now)
+    assert [sampler.allows("a") for _ in range(300)].count(True) == SAMPLED_FIRST + 2
+    assert sampler.allows("b")
+    now = 1.0
+    assert [sampler.allows("a") for _ in range(300)].count(True) == SAMPLED_FIRST + 2
+
+
+# The process
+
+
+def test_every_line_of_a_process_is_json_in_its_file(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    command = ("--data-dir", str(tmp_path / "data"), "--log-outputs", f"stderr,{log}", "--log-level", "debug")
+    with running(*command, "--warning-apply-duration=0s", "--warning-unary-request-duration=0s") as process:
+        call(process.url, "/v3/kv/put", key="YQ==", value="c2VjcmV0LXZhbHVl")
+        call(process.url, "/v3/auth/user/add", name="root", password="secret-password")
+        call(process.url, "/v3/auth/user/grant", user="root", role="root")
+        call(process.url, "/v3/auth/enable")
+        token = call(process.url, "/v3/auth/authenticate", name="root", password="secret-password")["token"]
+        process.terminate()
+        assert process.wait(20) == 0
+    text = log.read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert all(list(line)[:4] == ["level", "ts", "caller", "msg"] for line in lines)
+    messages = [line["msg"] for line in lines]
+    assert READY in messages
+    assert messages[-1] == "stopped"
+    assert next(line["request"] for line in lines if line["msg"] == APPLY) == 'put:<key:"a" value_size:12 >'
+    assert STATS in messages
+    for secret in ("secret", token, "c2VjcmV0", "$2a$"):
+        assert secret not in text
+
+
+REFUSED = {
+    "--log-level=loud": "--log-level is 'loud', not one of debug, info, warn, error, panic, fatal",
+    "--log-format=xml": "--log-format is 'xml', not one of json, console",
+    "--logger=capnslog": 'unknown logger option "capnslog"',
+    "--log-outputs=default,stdout": 'multi logoutput for "default" is not supported yet',
+    "--warning-apply-duration=soon": "invalid value 'soon' for flag -warning-apply-duration: not a duration",
+}
+
+
+@pytest.mark.parametrize("flag", REFUSED)
+def test_bad_flags_are_refused(flag: str) -> None:
+    command = [sys.executable, "-m", "mvccstore.server.etcd_shim", "--memory", flag]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (2, REFUSED[flag] + "\n")
+
+
+def test_a_log_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mvccstore.server.etcd_shim", "--memory", f"--log-outputs={tmp_path}"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr == f"--log-outputs: [Errno 21] Is a directory: '{tmp_path}'\n"
+
+
+def test_users_are_not_shown_by_a_server_in_a_program(slow: Client, caplog: pytest.LogCaptureFixture) -> None:
+    slow.unary(AUTH + "UserAdd", rpc.AuthUserAddRequest(name="amy", password="a secret password"))
+    assert "secret" not in str([vars(record) for record in caplog.records])
