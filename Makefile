@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format soak bench coverage tables messages clean
+.PHONY: help run test lint format soak bench coverage examples tables messages clean
 
 help:
 	@echo 'make run       the story: the standard library imported, changed, read back in time, backed up'
@@ -14,6 +14,7 @@ help:
 	@echo 'make soak      the long versions of the random tests, and a minute under load with memory flat, etcdctl check perf'
 	@echo 'make coverage  branch coverage of mvccstore/'
 	@echo 'make bench     the core benchmark, as a table'
+	@echo 'make examples  those of docs/examples whose language is installed, with clients from their registries'
 	@echo 'make tables    the generated parts of docs/, by runs against real etcds'
 	@echo 'make messages  the generated modules of mvccstore/server/messages, from its proto/'
 	@echo 'make clean     remove .venv and caches'
@@ -49,6 +50,9 @@ coverage: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks core
+
+examples: .venv/ready
+	$(BIN)/python -m pytest -q -rs -m soak tests/docs
 
 tables: .venv/ready
 	$(BIN)/python -m tools.compatibility
