@@ -62,7 +62,7 @@ def _written_beside(path: str, target: Path) -> Iterator[str]:
     try:
         yield str(partial)
         # A file of the same name that goes takes its sidecars along, or they would be read as the new one's.
-        for suffix in ("-wal", "-shm", "-lock"):
+        for suffix in ("-wal", "-shm", "-lock", "-journal-a", "-journal-b"):
             Path(f"{path}{suffix}").unlink(missing_ok=True)
         partial.replace(target)
         fsync_directory(str(target))

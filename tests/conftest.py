@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 
 import mvccstore
+from tests.journaled import have_journals
 from tests.oracle.choice import begin_building, describe_choice, end_building, find_oracle
 
 if TYPE_CHECKING:
@@ -27,6 +28,17 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 # A shell ignores Ctrl-C for what it runs in the background, and whatever that starts ignores it, too: tests press it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let every test that is on LMDB be on LMDB behind a journal."""
+    parser.addoption("--journal", action="store_true", help="have each store on LMDB keep a journal")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Heed it."""
+    if config.getoption("--journal"):
+        have_journals()
 
 
 def pytest_report_header() -> str:

@@ -34,6 +34,7 @@ from mvccstore.errors import LockedError, StorageError
 from mvccstore.tables import ReadTxn, WriteTxn
 
 DEFAULT_ENGINE = "lmdb"
+JOURNALING_ENGINES = frozenset({"lmdb"})
 HEADER_BYTES = 64
 IN_MEMORY = ":memory:"
 """The path of a store that is in no file."""
@@ -41,6 +42,7 @@ IN_MEMORY = ":memory:"
 __all__ = [
     "DEFAULT_ENGINE",
     "IN_MEMORY",
+    "JOURNALING_ENGINES",
     "Engine",
     "EngineFactory",
     "EngineOptions",
@@ -64,6 +66,8 @@ class EngineOptions:
     """Whether `commit` returns only when the change survives a power cut."""
     create: bool = True
     """Whether a missing file is created."""
+    journal: bool = False
+    """Whether commits go to a journal first, and to the file later, many at once; for engines that can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,9 +214,9 @@ def open_engine(name: str, options: EngineOptions) -> Engine:
 
 
 def _open_lmdb(options: EngineOptions) -> Engine:
-    from mvccstore.engine.lmdb import LmdbEngine
+    from mvccstore.engine.journaled import open_lmdb
 
-    return LmdbEngine(options)
+    return open_lmdb(options)
 
 
 def _open_memory(options: EngineOptions) -> Engine:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 from collections.abc import Sequence
 from itertools import islice
 from typing import Any
@@ -16,6 +17,8 @@ from mvccstore.errors import CorruptError, FormatError, StorageError, StorageFul
 from mvccstore.tables import Table
 
 MAP_BYTES_MIN = 1 << 20
+PAGE_BYTES = resource.getpagesize()
+"""LMDB takes the system's."""
 READERS_MAX = 1024
 DATABASES_MAX = 16
 INDEX_NAMES = (b"index", b"tails")

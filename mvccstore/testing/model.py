@@ -189,8 +189,8 @@ class Model(ModelView):
             case _:
                 if isinstance(request, t.TxnRequest):
                     check_txn(request, self.limits)
-                    for member in sorted(taken(self.states[-1], request), key=lambda m: isinstance(m, t.RangeRequest)):
-                        if isinstance(member, t.PutRequest):  # all puts first
+                    for member in taken(self.states[-1], request):
+                        if isinstance(member, t.PutRequest):
                             check_put(member, self.states[-1], self.leases)
                         elif isinstance(member, t.RangeRequest):
                             self.range(member)

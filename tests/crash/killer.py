@@ -16,10 +16,11 @@ from pathlib import Path
 import mvccstore
 from mvccstore import EngineOptions, Store
 from mvccstore.engine import open_engine
+from tests import journaled
 from tests.crash.fault_engine import FaultEngine
 from tests.crash.workload import CountingClock, State, problems, state, steps
 
-SIDECARS = ("", "-lock", "-writer", "-wal", "-shm")
+SIDECARS = ("", "-lock", "-writer", "-wal", "-shm", "-journal-a", "-journal-b")
 
 
 def run(path: Path, engine: str, durability: str, seed: int, count: int, kill: tuple[int, str], acks: int) -> list[str]:
@@ -111,6 +112,9 @@ def kill_at(path: Path, options: tuple[str, str, int, int], kill: tuple[int, str
         acknowledged += len(read)
     os.close(reading)
     return acknowledged, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+assert journaled.NAME  # it registers an engine
 
 
 def main(directory: str, engine: str, durability: str, *numbers: str) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 import mvccstore
 from mvccstore import KeyRange, LockedError
+from tests import journaled
 from tests.crash.load_worker import WRITERS, group, unpacked
 from tests.guarantees import Look, Write, atomic, current, kept, unique
 
@@ -48,7 +49,7 @@ def start(module: str, *arguments: object) -> subprocess.Popen[bytes]:
     )
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", [*ENGINES, journaled.NAME])
 @pytest.mark.parametrize(("durability", "seed", "stride"), [("os", 1, 1), ("fsync", 2, 3)])
 def test_process_killed_at_any_engine_call_leaves_the_state_after_a_step(
     directory: Path, engine: str, durability: str, seed: int, stride: int
@@ -59,6 +60,16 @@ def test_process_killed_at_any_engine_call_leaves_the_state_after_a_step(
     assert process.returncode == 0, err.decode()[-2_000:]
     assert faults == []
     assert int(last.split()[3]) > 40
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_process_killed_anywhere_in_a_journal_leaves_the_state_after_a_step(directory: Path, seed: int) -> None:
+    process = start("tests.crash.journal_killer", directory, seed, 40, 3)
+    out, err = process.communicate(timeout=SECONDS)
+    *faults, last = out.decode().splitlines() or [err.decode()[-2_000:]]
+    assert process.returncode == 0, err.decode()[-2_000:]
+    assert faults == []
+    assert int(last.split()[3]) > 100
 
 
 def kill_under_load(path: Path, engine: str, durability: str, seed: int, after: int) -> list[Write]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from hypothesis import settings
 
-from tests.stateful.machine import LmdbMachine, SqliteMachine, StoreMachine
+from tests.stateful.machine import JournaledMachine, LmdbMachine, SqliteMachine, StoreMachine
 
 TestStoreInMemory = StoreMachine.TestCase
 TestStoreOnLmdb = LmdbMachine.TestCase
 TestStoreOnSqlite = SqliteMachine.TestCase
+TestStoreBehindJournal = JournaledMachine.TestCase
 
 _SETTINGS = settings(stateful_step_count=35 if settings().max_examples <= 50 else 60)
-TestStoreInMemory.settings = TestStoreOnLmdb.settings = TestStoreOnSqlite.settings = _SETTINGS
+TestStoreInMemory.settings = TestStoreOnLmdb.settings = _SETTINGS
+TestStoreOnSqlite.settings = TestStoreBehindJournal.settings = _SETTINGS

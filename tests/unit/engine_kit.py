@@ -33,6 +33,8 @@ class EngineCase:
     keeps_file: bool = True
     preamble: str = ""
     """Python that registers it in a fresh process."""
+    file_of: str = ""
+    """The engine that its files are recognized as, if that is another."""
 
 
 @dataclass

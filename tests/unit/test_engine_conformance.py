@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,11 +50,19 @@ Start = Callable[[str], subprocess.Popen[str]]
 ROOT = Path(errors.__file__).parents[1]
 
 register_engine("copying", CopyingEngine)
+register_engine("journaled", lambda options: open_engine("lmdb", replace(options, journal=not options.read_only)))
 
 ENGINES = [
     EngineCase("lmdb"),
     EngineCase("memory", keeps_file=False),
     EngineCase("sqlite"),
+    EngineCase(
+        "journaled",
+        file_of="lmdb",
+        preamble="from dataclasses import replace\n"
+        "from mvccstore.engine import register_engine\n"
+        "register_engine('journaled', lambda o: open_engine('lmdb', replace(o, journal=not o.read_only)))",
+    ),
     EngineCase("copying", keeps_file=False),
 ]
 FILE_ENGINES = [case for case in ENGINES if case.keeps_file]
@@ -359,6 +368,7 @@ class EngineChecks(OpenEngine):
             assert filled.file_bytes <= filled_file * 3, f"file grows in round {n}"
             write(engine, lambda txn: txn.delete(Table.LOG, names))
             write(engine, put(b"n", b"1"))
+            engine.sync()  # what an engine keeps beside the file takes space until it is there
             assert engine.size().used_bytes <= empty.used_bytes + 2_000_000
 
     def test_closed_engine_refuses_and_closing_twice_is_harmless(self, engine: Engine) -> None:
@@ -472,7 +482,7 @@ class FileEngineChecks(OpenEngine):
             assert look(again, everything) == before
             assert again.problems() == []
             again.close()
-        assert detect_engine(str(tmp_path / "store")) == case.name
+        assert detect_engine(str(tmp_path / "store")) == (case.file_of or case.name)
 
     def test_defragmented_file_is_smaller_and_all_there(self, case: EngineCase, engine: Engine, tmp_path: Path) -> None:
         write(engine, *(put(b"%d" % n, bytes(3_000), Table.LOG) for n in range(1_000)), add(b"i", *range(50)))
@@ -529,9 +539,11 @@ class FileEngineChecks(OpenEngine):
 
     def test_reader_in_another_process(self, engine: Engine, start: Start) -> None:
         write(engine, put(b"k", b"1"), add(b"i" * 600, 9))
+        engine.sync()
         child = start(READ_BESIDE)
         assert heard(child) == f"{b'1'!r} {entry(9).hex()}\n"
         write(engine, put(b"k", b"2"), add(b"i" * 600, 8))
+        engine.sync()
         assert told(child) == f"{b'1'!r} {entry(9).hex()}\n"
         assert told(child) == f"{b'2'!r} {entry(8).hex()}\n"
         finish(child)
