@@ -43,6 +43,7 @@ from mvccstore.types import (
     LeaseGrantRequest,
     LeaseRevokeRequest,
     PutRequest,
+    PutResult,
     RangeRequest,
     SubscriptionAckRequest,
     SubscriptionDeleteRequest,
@@ -73,10 +74,41 @@ unpack_row: Callable[[bytes], Any] = msgpack.unpackb
 """Bytes to a list, which `new_row` takes as well: 0.32 us against 0.55 for a tuple, on every row that is read."""
 UNPACK_ERRORS = (ValueError, TypeError, msgpack.exceptions.UnpackException)
 pack: Callable[[object], bytes] = msgpack.packb
+_pack_small: Callable[[object], bytes] = msgpack.Packer(buf_size=64 << 10).pack
+"""`pack` for what is small: its buffer is made once, and grows with what is packed; 0.3 us against 1.9."""
+_SMALL_BYTES = 32 << 10
 new_row = partial(tuple.__new__, KeyValue)
 """Makes a `KeyValue` of a tuple or list without a call in Python."""
+new_command = partial(tuple.__new__, Command)
+"""Likewise a `Command`."""
 new_event = partial(tuple.__new__, Event)
 """Likewise an `Event`."""
+
+
+_SET_PUT = tuple(PutRequest.__dict__[name].__set__ for name in PutRequest.__slots__)
+_SET_PUT_RESULT = tuple(PutResult.__dict__[name].__set__ for name in PutResult.__slots__)
+
+
+def new_put(key: bytes, value: bytes) -> PutRequest:
+    """Make a put without options; of bytes, and the key is not empty: that is not checked. 0.5 us against 1.0."""
+    made = object.__new__(PutRequest)
+    set_key, set_value, set_lease, set_prev_kv, set_ignore_value, set_ignore_lease = _SET_PUT
+    set_key(made, key)
+    set_value(made, value)
+    set_lease(made, 0)
+    set_prev_kv(made, False)
+    set_ignore_value(made, False)
+    set_ignore_lease(made, False)
+    return made
+
+
+def new_put_result(revision: int) -> PutResult:
+    """Make a result without `prev_kv`. 0.2 us against 0.3."""
+    made = object.__new__(PutResult)
+    set_revision, set_prev_kv = _SET_PUT_RESULT
+    set_revision(made, revision)
+    set_prev_kv(made, None)
+    return made
 
 
 class LogPosition(NamedTuple):
@@ -113,6 +145,20 @@ def unpack_entry(entry: bytes) -> Entry:
     """Return what an index entry says."""
     main, flags, _, create_revision, version = _ENTRY.unpack(entry.translate(COMPLEMENT))
     return Entry(main, create_revision, version, bool(flags & _HAS_LEASE))
+
+
+def pack_plain(row: tuple[bytes, int, int, int, bytes, int]) -> tuple[bytes, bytes, bytes]:
+    """Return record, log key and index entry of a put without a lease that is the first change of its revision."""
+    key, create_revision, main, version, value, _ = row
+    record = _pack_small(row) if len(key) + len(value) < _SMALL_BYTES else pack(row)
+    packed = _ENTRY.pack(main, 0, crc32(record), create_revision, version)
+    return record, packed[:LOG_KEY_BYTES], packed.translate(COMPLEMENT)
+
+
+def unpack_version(entry: bytes) -> tuple[int, int, int]:
+    """Return create revision and version of a put's index entry, and, not 0, whether it has a lease."""
+    _, flags, _, create_revision, version = _ENTRY.unpack(entry.translate(COMPLEMENT))
+    return create_revision, version, flags & _HAS_LEASE
 
 
 def log_key_of(entry: bytes) -> bytes:
@@ -168,7 +214,7 @@ def matches_checksum(log_key: bytes, record: bytes) -> bool:
 
 def pack_record(row: tuple[bytes, int, int, int, bytes, int]) -> bytes:
     """Pack the fields of a `KeyValue`."""
-    return pack(row)
+    return _pack_small(row) if len(row[0]) + len(row[4]) < _SMALL_BYTES else pack(row)
 
 
 def unpack_record(record: bytes | None, path: str = "") -> KeyValue:

@@ -175,6 +175,20 @@ class CommitQueue:
             if self._leader is None:
                 self._leader = turn
 
+    def try_enter(self) -> Turn | None:
+        """Enter, unless another thread writes or waits to. What is returned may be let go, for another thread."""
+        self._try_enter()
+        return self._leader if self.is_mine() else None
+
+    def let_go(self, turn: Turn) -> None:
+        """Leave a turn that was entered without ending it: it is nobody's until a thread adopts it."""
+        turn.thread = 0
+
+    def adopt(self, turn: Turn) -> None:
+        """Make a turn that was let go this thread's, which then has to leave."""
+        assert self._leader is turn
+        turn.thread = threading.get_ident()
+
     def is_mine(self) -> bool:
         """Say whether this thread has entered, and not left."""
         turn = self._leader

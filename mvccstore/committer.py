@@ -18,15 +18,15 @@ does not fit a full disk must not take the others with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 from weakref import ref
 
 from mvccstore.commit import CommitQueue, Turn
 from mvccstore.engine import Engine
 from mvccstore.errors import ClosedError, FormatError, StorageError, StoreError, TxnError
-from mvccstore.mvcc.apply import Changes, apply
+from mvccstore.mvcc.apply import Changes, apply_all
 from mvccstore.mvcc.state import State, check_format, load, load_compaction, save_format
 from mvccstore.tables import RetryWrite, Table, WriteTxn
 from mvccstore.types import Command, Result
@@ -82,6 +82,7 @@ class Committer:
         self.block: ref[Block] | None = None
         """The transaction block that has the turn, or had the last one."""
         self.queue = CommitQueue(self._apply)
+        self._begin_movable: Callable[[], WriteTxn | None] | None = getattr(engine, "write_movable", None)
         with closing(engine.read()) as txn:
             self.state = load(txn, engine.path)
 
@@ -220,15 +221,9 @@ class Committer:
             changes = Changes()
             txn = self._engine.write()
             try:
-                for turn in turns:
-                    assert turn.command is not None
-                    try:
-                        state, answer = apply(txn, state, turn.command, changes)
-                        answers.append(answer)
-                    except StorageError:
-                        raise
-                    except StoreError as error:
-                        answers.append(error)
+                state, answers = apply_all(
+                    txn, before, [turn.command for turn in turns if turn.command is not None], changes
+                )
                 if marker is not None:
                     txn.put(Table.META, _MARKER, marker)
                 self.commit(txn, state, changes)
@@ -248,6 +243,68 @@ class Committer:
                 txn.close()
             _answer(turns, answers)
             return
+
+    def stage(self, commands: Sequence[Command]) -> Staged | None:
+        """Apply commands now, to be committed by another thread; None if that cannot be done without waiting.
+
+        What was staged has the turn until it is completed, which must follow.
+        """
+        if self._begin_movable is None:
+            return None
+        turn = self.queue.try_enter()
+        if turn is None:
+            return None
+        txn = None
+        try:
+            if not self._is_stale and not self._is_closed and (txn := self._begin_movable()) is not None:
+                changes = Changes()
+                state, answers = apply_all(txn, self.state, commands, changes)
+                self.queue.let_go(turn)
+                return Staged(self, turn, commands, txn, state, changes, answers)
+        except (RetryWrite, StorageError):
+            pass  # done on the long way, it says what there is to say
+        except BaseException:
+            if txn is not None:
+                txn.close()
+            raise
+        finally:
+            self.queue.leave()  # unless it was let go
+        if txn is not None:
+            txn.close()
+        return None
+
+    def complete(self, staged: Staged) -> list[Result | StoreError]:
+        """Commit what was staged, and return a result or an error for each command. On any thread, once.
+
+        Raises:
+            StorageError: It could not be committed.
+        """
+        self.queue.adopt(staged.turn)
+        try:
+            try:
+                self.commit(staged.txn, staged.state, staged.changes)
+            finally:
+                staged.txn.close()
+        except StorageError:
+            # Each in a commit of its own, as `_apply` does: its turn is this one.
+            turns = [Turn(command) for command in staged.commands]
+            self._apply(turns)
+            return [turn.error if isinstance(turn.error, StoreError) else turn.answer() for turn in turns]
+        finally:
+            self.queue.leave()
+        return staged.answers
+
+
+class Staged(NamedTuple):
+    """Commands that were applied in a transaction which is not committed yet."""
+
+    committer: Committer
+    turn: Turn
+    commands: Sequence[Command]
+    txn: WriteTxn
+    state: State
+    changes: Changes
+    answers: list[Result | StoreError]
 
 
 def _answer(turns: list[Turn], answers: list[Result | StoreError]) -> None:

@@ -30,9 +30,9 @@ from typing import Self
 
 from mvccstore.attributing import Attributing
 from mvccstore.clock import Clock, SystemClock
-from mvccstore.codec import COMPLEMENT, UNPACK_ERRORS, entry_floor, new_row, unpack_row
+from mvccstore.codec import COMPLEMENT, UNPACK_ERRORS, entry_floor, new_command, new_row, unpack_row
 from mvccstore.commit import BATCH_MAX, Replicator
-from mvccstore.committer import Committer, ensure_format
+from mvccstore.committer import Committer, Staged, ensure_format
 from mvccstore.engine import IN_MEMORY, Engine
 from mvccstore.errors import (
     ClosedError,
@@ -364,6 +364,24 @@ class Store(WritableView, LiveView, Subscribing, Attributing, Upkeep, Past, Reci
             return None
         return self._submit_batch(requests, try_only=True)
 
+    def stage_many(self, requests: Sequence[WriteRequest]) -> StagedWrites | None:
+        """As `submit_many`, of at most 1,000 requests, in two steps, for a thread that must not wait for the disk.
+
+        Everything but the commit is done now; `complete`, which must be called, does that, on any thread, and returns
+        what `submit_many` would. Until then other writers wait.
+
+        Returns None, and does nothing, if it would have to wait for another thread or for the disk, and always beside a
+        replicator and for a store without a journal.
+
+        Cost: no lookup more than `submit_many`.
+        """
+        self._check_writable()
+        if self._replicator is not None:
+            return None
+        commands, refused = self._admit(requests)
+        staged = self._committer.stage(commands) if commands else None
+        return StagedWrites(staged, refused) if staged is not None else None
+
     def _answer(self, request: WriteRequest) -> Result | StoreError:
         try:
             return self._submit(request)
@@ -371,7 +389,18 @@ class Store(WritableView, LiveView, Subscribing, Attributing, Upkeep, Past, Reci
             return error
 
     def _submit_batch(self, requests: Sequence[WriteRequest], *, try_only: bool) -> list[Result | StoreError] | None:
+        commands, refused = self._admit(requests)
+        queue = self._committer.queue
+        answers: list[Result | StoreError] | None = []
+        if commands:
+            answers = queue.try_propose_many(commands) if try_only else queue.propose_many(commands)
+        return None if answers is None else _with_refusals(answers, refused)
+
+    def _admit(self, requests: Sequence[WriteRequest]) -> tuple[list[Command], dict[int, StoreError]]:
+        """Return the commands of the requests that the quota lets in, and by their places what it says of others."""
         now = self._clock.time_ms()
+        if not self._quota.limit_bytes:
+            return [new_command((request, now)) for request in requests], {}
         commands: list[Command] = []
         refused: dict[int, StoreError] = {}
         for place, request in enumerate(requests):
@@ -381,15 +410,7 @@ class Store(WritableView, LiveView, Subscribing, Attributing, Upkeep, Past, Reci
                 refused[place] = error
             else:
                 commands.append(Command(request, now))
-        queue = self._committer.queue
-        answers: list[Result | StoreError] | None = []
-        if commands:
-            answers = queue.try_propose_many(commands) if try_only else queue.propose_many(commands)
-        if answers is None:
-            return None
-        for place, refusal in refused.items():  # ascending, so each goes to where it stays
-            answers.insert(place, refusal)
-        return answers
+        return commands, refused
 
     def apply_replicated(self, commands: Sequence[Command], marker: bytes) -> list[Result | StoreError]:
         """Apply commands that a replicator has had agreed on, all in one commit with its `marker`.
@@ -500,6 +521,29 @@ class Store(WritableView, LiveView, Subscribing, Attributing, Upkeep, Past, Reci
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._path!r} on {self._name}{', closed' if self._is_closed else ''}>"
+
+
+class StagedWrites:
+    """Writes that are done but for their commit. Get one from `Store.stage_many`."""
+
+    __slots__ = ("_refused", "_staged")
+
+    def __init__(self, staged: Staged, refused: dict[int, StoreError]) -> None:
+        self._staged = staged
+        self._refused = refused
+
+    def complete(self) -> list[Result | StoreError]:
+        """Commit them; return a result or an error for each, in order. On any thread, once.
+
+        Cost: one commit.
+        """
+        return _with_refusals(self._staged.committer.complete(self._staged), self._refused)
+
+
+def _with_refusals(answers: list[Result | StoreError], refused: dict[int, StoreError]) -> list[Result | StoreError]:
+    for place, refusal in refused.items():  # ascending, so each goes to where it stays
+        answers.insert(place, refusal)
+    return answers
 
 
 def _forget_stores() -> None:

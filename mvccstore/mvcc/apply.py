@@ -13,6 +13,7 @@ happen, and until the first change there is no new revision:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import assert_never
 
 from mvccstore.attributes import AttributesRequest
@@ -22,12 +23,15 @@ from mvccstore.codec import (
     entry_floor,
     is_live,
     log_key_of,
+    new_put_result,
     pack,
     pack_lease_id,
+    pack_plain,
     pack_put,
     pack_record,
     pack_tombstone,
     unpack_entry,
+    unpack_version,
 )
 from mvccstore.errors import (
     CompactedError,
@@ -37,6 +41,8 @@ from mvccstore.errors import (
     KeyNotFoundError,
     LeaseExistsError,
     LeaseNotFoundError,
+    StorageError,
+    StoreError,
 )
 from mvccstore.mvcc import attributes, subscription, times
 from mvccstore.mvcc import lease as leases
@@ -124,6 +130,55 @@ def apply(txn: WriteTxn, state: State, command: Command, changes: Changes) -> tu
         case _:
             assert_never(request)
     return writer.finish(time_ms), result
+
+
+def apply_all(
+    txn: WriteTxn, state: State, commands: Sequence[Command], changes: Changes
+) -> tuple[State, list[Result | StoreError]]:
+    """Carry out commands in order; return the state after them, and for each what to answer, or why it was refused.
+
+    Raises:
+        StorageError: The engine failed, or there is no room; what was written so far must be undone.
+    """
+    answers: list[Result | StoreError] = []
+    revision, kept_ms, is_behind = state.revision, state.time_ms, False
+    note, newest, append, add = changes.rows.append, txn.newest, txn.append, txn.add
+    for command in commands:
+        request, time_ms = command
+        if type(request) is PutRequest and not (
+            request.lease or request.prev_kv or request.ignore_value or request.ignore_lease
+        ):
+            # Most of what is written, and all of it in one place: half the time of what `RevisionWriter.put` takes.
+            key, main = request.key, revision + 1
+            create_revision, version = main, 1
+            entry = newest(key)
+            if entry is not None and is_live(entry):
+                create_revision, version, has_lease = unpack_version(entry)
+                version += 1
+            if version == 1 or not has_lease:
+                fields = (key, create_revision, main, version, request.value, 0)
+                record, log_key, entry = pack_plain(fields)
+                append(Table.LOG, log_key, record)
+                add(key, entry)
+                note(fields)
+                if time_ms >= kept_ms + times.RESOLUTION_MS or not kept_ms:
+                    kept_ms = times.note(txn, main, time_ms, kept_ms)
+                revision, is_behind = main, True
+                answers.append(new_put_result(main))
+                continue
+        if is_behind:
+            state, is_behind = State(revision, entry_floor(revision), state.compaction, kept_ms), False
+        try:
+            state, answer = apply(txn, state, command, changes)
+            answers.append(answer)
+        except StorageError:
+            raise
+        except StoreError as error:
+            answers.append(error)
+        revision, kept_ms = state.revision, state.time_ms
+    if is_behind:
+        state = State(revision, entry_floor(revision), state.compaction, kept_ms)
+    return state, answers
 
 
 def _note_lease(changes: Changes, request: LeaseGrantRequest | LeaseRevokeRequest) -> None:

@@ -1,15 +1,17 @@
 """The one writer of a server: what its calls want written goes to a thread, and comes back answered.
 
 Why a thread: a commit waits for the disk, and the loop must not. What is asked for while one commit is under way
-makes the next, so a thousand clients share one fsync. A store in memory has no disk to wait for: there, what is soon
-done is done on the loop, which saves the way to the thread and back, and there is no thread until it is needed.
+makes the next, so a thousand clients share one fsync. What is soon done is done on the loop, as two threads that both
+run Python are in each other's way: of a store with a journal the thread only commits, and a store in memory has no
+disk to wait for, so there is no thread until it is needed.
 
 Invariants:
 
 * I1. Requests are applied in the order in which they were submitted.
 * I2. The callback of each is called once, on the loop, in that order, after the commit is as durable as the store
   promises; not at all once the loop is closed.
-* I3. Requests under way are counted. Whoever submits for clients keeps the count at `UNDER_WAY_MAX`.
+* I3. One batch is under way at a time: `_is_busy`, from when it is handed over until its answers are delivered.
+* I4. Requests under way are counted. Whoever submits for clients keeps the count at `UNDER_WAY_MAX`.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from mvccstore.attributes import AttributesRequest
 from mvccstore.clock import SystemClock
@@ -28,7 +30,7 @@ from mvccstore.engine import IN_MEMORY
 from mvccstore.errors import ClosedError, StoreError
 from mvccstore.server.slow import SlowRequests
 from mvccstore.server.transport.counts import Histogram
-from mvccstore.store import Store
+from mvccstore.store import StagedWrites, Store
 from mvccstore.types import (
     Compare,
     DeleteRequest,
@@ -54,6 +56,9 @@ UNDER_WAY_MAX = 5_000
 
 _HERE_MAX = 100
 """So many small requests take about a millisecond."""
+_HERE_SECONDS_MAX = 0.0005
+"""The loop waits for a disk that takes no longer, if there is nothing else to do."""
+_PACE_COMMITS = 8
 _SMALL_TXN_OPS = 16
 
 
@@ -67,11 +72,16 @@ class Writer:
         self._slow = slow
         self._loop = asyncio.get_running_loop()
         self._new: list[_Job] = []
-        self._inbox: SimpleQueue[list[_Job] | None] = SimpleQueue()
+        self._inbox: SimpleQueue[list[_Job] | _Staged | None] = SimpleQueue()
         self._answers: deque[tuple[Callable[..., None], object]] = deque()
+        self._is_planned = False
+        self._is_busy = False
         self._is_told = False
         self._is_stopped = False
+        self._drained: asyncio.Future[None] | None = None
         self._is_quick = store.path == IN_MEMORY
+        self._pace = 0.0
+        """How long a commit takes, of late."""
         self.under_way = 0
         """Requests that are not answered yet."""
         self._thread: threading.Thread | None = None
@@ -88,27 +98,36 @@ class Writer:
         if self._is_stopped:
             self._loop.call_soon(done, ClosedError())
             return
-        if not self._new:
+        if not self._is_planned and not self._is_busy:
+            self._is_planned = True
             self._loop.call_soon(self._hand_over)
         self.under_way += 1
         self._new.append((work, done))
 
     def _hand_over(self) -> None:
-        jobs, self._new = self._new, []
-        if jobs and not (self._is_quick and self._do_here(jobs)):
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="mvccstore-server-writer", daemon=True)
-                self._thread.start()
-            self._inbox.put(jobs)
-
-    def _do_here(self, jobs: list[_Job]) -> bool:
-        """Carry requests out on the loop, if that takes no time to speak of."""
-        # Only if none is under way elsewhere: I1.
-        if self.under_way > len(jobs) or len(jobs) > _HERE_MAX:
-            return False
+        """Begin with what has come, unless something is under way: then its end does."""
+        self._is_planned = False
+        if self._is_busy or not self._new:
+            return
+        jobs, self._new = self._new[:BATCH_MAX], self._new[BATCH_MAX:]
+        self._is_busy = True
         requests = [work for work, _ in jobs if not callable(work) and _is_small(work)]
         if len(requests) < len(jobs):
-            return False
+            self._give_to_thread(jobs)
+        elif self._is_quick:
+            if len(jobs) > _HERE_MAX or not self._do_here(jobs, requests):
+                self._give_to_thread(jobs)
+        else:
+            self._stage(jobs, requests)
+
+    def _give_to_thread(self, work: list[_Job] | _Staged) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="mvccstore-server-writer", daemon=True)
+            self._thread.start()
+        self._inbox.put(work)
+
+    def _do_here(self, jobs: list[_Job], requests: Sequence[WriteRequest]) -> bool:
+        """Carry requests out on the loop, unless another thread writes."""
         answers: Sequence[object] | None
         began_at = _CLOCK.monotonic()
         try:
@@ -118,37 +137,49 @@ class Writer:
         if answers is None:
             return False
         self._note(_CLOCK.monotonic() - began_at, requests)
-        self._answers.extend((done, answer) for (_, done), answer in zip(jobs, answers, strict=True))
+        self._finish(jobs, answers)
         self._deliver()
         return True
 
+    def _stage(self, jobs: list[_Job], requests: Sequence[WriteRequest]) -> None:
+        """Do all but the commit on the loop, where no other thread is in the way; the thread waits for the disk."""
+        try:
+            writes = self._store.stage_many(requests)
+        except Exception as error:  # noqa: BLE001 - whoever waits is told
+            self._finish(jobs, [error] * len(jobs))
+            self._deliver()
+            return
+        if writes is None:
+            self._give_to_thread(jobs)
+        elif len(jobs) > 1 or self.under_way > 1 or self._pace > _HERE_SECONDS_MAX:
+            self._give_to_thread(_Staged(jobs, requests, writes))
+        else:
+            # Alone, with a disk that is quick: to the thread and back would take as long.
+            self._complete(_Staged(jobs, requests, writes))
+            self._deliver()
+
     async def stop(self) -> None:
         """Carry out what was asked for, answer it, and end the thread."""
+        if self._is_stopped:
+            return
+        self._is_stopped = True
         self._hand_over()
-        if not self._is_stopped:
-            self._is_stopped = True
-            self._inbox.put(None)
+        if self.under_way:
+            self._drained = self._loop.create_future()
+            await self._drained
         if self._thread is not None:
+            self._inbox.put(None)
             await self._loop.run_in_executor(None, self._thread.join)
-        self._deliver()
 
     # The thread's side
 
     def _run(self) -> None:
-        while True:
-            jobs = self._inbox.get()
-            if jobs is None:
-                return
-            is_last = False
-            while not self._inbox.empty() and len(jobs) < BATCH_MAX:
-                more = self._inbox.get()
-                if more is None:
-                    is_last = True
-                    break
-                jobs = jobs + more
-            self._carry_out(jobs)
-            if is_last:
-                return
+        while (work := self._inbox.get()) is not None:
+            if isinstance(work, _Staged):
+                self._complete(work)
+            else:
+                self._carry_out(work)
+            self._tell()
 
     def _carry_out(self, jobs: list[_Job]) -> None:
         requests: list[WriteRequest] = []
@@ -161,23 +192,39 @@ class Writer:
             else:
                 requests.append(work)
                 answering.append(done)
-                if len(requests) == BATCH_MAX:
-                    self._apply(requests, answering)
-                    requests, answering = [], []
         self._apply(requests, answering)
+        self._answers.append((_END, None))
+
+    def _complete(self, staged: _Staged) -> None:
+        began_at = _CLOCK.monotonic()
+        answers: Sequence[object]
+        try:
+            answers = staged.writes.complete()
+        except Exception as error:  # noqa: BLE001 - whoever waits is told
+            answers = [error] * len(staged.jobs)
+        took = _CLOCK.monotonic() - began_at
+        self._pace += (took - self._pace) / _PACE_COMMITS
+        self._note(took, staged.requests)
+        self._finish(staged.jobs, answers)
+
+    def _finish(self, jobs: list[_Job], answers: Sequence[object]) -> None:
+        """Note the answers to all that was under way."""
+        self._answers.extend((done, answer) for (_, done), answer in zip(jobs, answers, strict=True))
+        self._answers.append((_END, None))
 
     def _apply(self, requests: list[WriteRequest], answering: list[Callable[..., None]]) -> None:
         if not requests:
             return
-        answers: list[Result | StoreError]
+        answers: Sequence[object]
         began_at = _CLOCK.monotonic()
         try:
             answers = self._store.submit_many(requests)
         except Exception as error:  # noqa: BLE001 - whoever waits is told
-            self._tell([(done, error) for done in answering])
-            return
-        self._note(_CLOCK.monotonic() - began_at, requests)
-        self._tell(list(zip(answering, answers, strict=True)))
+            answers = [error] * len(requests)
+        else:
+            self._note(_CLOCK.monotonic() - began_at, requests)
+        self._answers.extend(zip(answering, answers, strict=True))
+        self._tell()
 
     def _note(self, took: float, requests: Sequence[WriteRequest]) -> None:
         self._commits.observe(took)
@@ -189,10 +236,10 @@ class Writer:
             answer = function()
         except Exception as error:  # noqa: BLE001 - whoever waits is told
             answer = error
-        self._tell([(done, answer)])
+        self._answers.append((done, answer))
+        self._tell()
 
-    def _tell(self, answers: list[tuple[Callable[..., None], object]]) -> None:
-        self._answers.extend(answers)
+    def _tell(self) -> None:
         # Whoever reads True here has put theirs in before `_deliver` begins to take.
         if not self._is_told:
             self._is_told = True
@@ -201,16 +248,40 @@ class Writer:
             except RuntimeError:  # the loop is closed: nobody waits any more
                 self._answers.clear()
 
+    # The loop's side again
+
     def _deliver(self) -> None:
         self._is_told = False
         answers = self._answers
         while answers:
             done, answer = answers.popleft()
+            if done is _END:
+                self._is_busy = False
+                continue
             self.under_way -= 1
             try:
                 done(answer)
             except Exception as error:  # noqa: BLE001 - one call's
                 self._loop.call_exception_handler({"message": "an answer could not be delivered", "exception": error})
+        if not self._is_busy:
+            if self._new and not self._is_planned:
+                # Not at once: what came while this was under way, and is not read yet, is to share the commit.
+                self._is_planned = True
+                self._loop.call_soon(self._hand_over)
+            elif self._drained is not None and not self.under_way and not self._drained.done():
+                self._drained.set_result(None)
+
+
+def _END(_: object) -> None:  # noqa: N802 - a mark
+    """Stand behind the answers to what was under way."""
+
+
+class _Staged(NamedTuple):
+    """What the thread has only to commit."""
+
+    jobs: list[_Job]
+    requests: Sequence[WriteRequest]
+    writes: StagedWrites
 
 
 def _is_small(request: WriteRequest) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 from mvccstore.server.messages import METHODS, rpc
 from mvccstore.server.transport.call import Call
 from mvccstore.server.transport.status import Code
+from mvccstore.types import PutRequest
 
 CALLS_MAX = 10_000
 """Older ones are forgotten."""
@@ -79,8 +80,12 @@ class RecordedCall:
     def note_request(self, request: Any) -> None:
         """Add a request, if there is room for it."""
         if len(self.requests) < MESSAGES_MAX:
-            # A get of a key alone is decoded to that.
-            self.requests.append(rpc.RangeRequest(key=request) if isinstance(request, bytes) else request)
+            # A get of a key alone is decoded to that, and a plain put to the store's request.
+            if isinstance(request, bytes):
+                request = rpc.RangeRequest(key=request)
+            elif isinstance(request, PutRequest):
+                request = rpc.PutRequest(key=request.key, value=request.value)
+            self.requests.append(request)
         else:
             self.messages_left_out += 1
 

@@ -14,6 +14,7 @@ from mvccstore.commit import BATCH_MAX
 from mvccstore.errors import StorageFullError
 from mvccstore.server.transport.counts import Histogram
 from mvccstore.server.writer import Writer
+from mvccstore.store import StagedWrites
 from mvccstore.types import DeleteRequest, KeyRange, PutRequest, PutResult, WriteRequest
 
 SECONDS = 30
@@ -44,6 +45,9 @@ class Gated:
 
     def try_submit_many(self, requests: Sequence[WriteRequest]) -> list[Any] | None:
         return self.store.try_submit_many(requests)
+
+    def stage_many(self, requests: Sequence[WriteRequest]) -> StagedWrites | None:
+        return self.store.stage_many(requests)
 
     def let(self, number: int = 1) -> None:
         """Let commits through."""

@@ -29,7 +29,7 @@ from mvccstore.server.messages import rpc
 from mvccstore.server.transport.call import Call, Peer
 from mvccstore.server.writer import UNDER_WAY_MAX, Writer
 from mvccstore.store import Store
-from mvccstore.types import Result
+from mvccstore.types import PutRequest, Result
 
 Check = Callable[[], None]
 """Raises if something may not be; to be called on the writer's thread, or on any other but the loop's."""
@@ -185,7 +185,7 @@ class Gate:
         if self.is_enabled:
             self.judge(self.caller(call)).check(READ, key, range_end)
 
-    def check_put(self, caller: Caller | None, message: rpc.PutRequest) -> Check | None:
+    def check_put(self, caller: Caller | None, message: rpc.PutRequest | PutRequest) -> Check | None:
         """Raise unless a put may be; return what remains to be checked when it is carried out."""
         return self._put(self.judge(caller), caller, message)
 
@@ -217,7 +217,7 @@ class Gate:
                 case _:
                     pass
 
-    def _put(self, judge: Judge, caller: Caller | None, message: rpc.PutRequest) -> Check | None:
+    def _put(self, judge: Judge, caller: Caller | None, message: rpc.PutRequest | PutRequest) -> Check | None:
         judge.check(WRITE, message.key)
         if message.prev_kv:
             judge.check(READ, message.key)

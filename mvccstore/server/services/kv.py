@@ -18,6 +18,7 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 
+from mvccstore.codec import new_put
 from mvccstore.errors import CompactedError
 from mvccstore.mvcc.etcd_encoding import bytes_field, int_field, varint
 from mvccstore.mvcc.read import PAGE_ROWS
@@ -44,6 +45,7 @@ from mvccstore.types import (
     DeleteResult,
     KeyRange,
     KeyValue,
+    PutRequest,
     PutResult,
     RangeRequest,
     RangeResult,
@@ -56,7 +58,8 @@ from mvccstore.view import PAGE_BYTES, Snapshot
 
 _STREAM_ROWS_FIRST = 10
 _KEY_FIELD = 0x0A
-"""The tag of `RangeRequest.key`."""
+"""The tag of `RangeRequest.key` and `PutRequest.key`."""
+_VALUE_FIELD = 0x12
 _ONE_BYTE = 128
 """Lengths below it are encoded as they are."""
 _KEPT_BYTES_MAX = 4 << 20
@@ -87,7 +90,7 @@ class KV:
         """Return the handlers."""
         return [
             Method("/etcdserverpb.KV/Range", decode_range, self.range),
-            Method("/etcdserverpb.KV/Put", rpc.PutRequest.FromString, self.put),
+            Method("/etcdserverpb.KV/Put", decode_put, self.put),
             Method("/etcdserverpb.KV/DeleteRange", rpc.DeleteRangeRequest.FromString, self.delete_range),
             Method("/etcdserverpb.KV/Txn", rpc.TxnRequest.FromString, self.txn),
             Method("/etcdserverpb.KV/Compact", rpc.CompactionRequest.FromString, self.compact),
@@ -253,8 +256,8 @@ class KV:
 
     # Writing
 
-    def put(self, call: Call, message: rpc.PutRequest) -> None:
-        """Set a key."""
+    def put(self, call: Call, message: rpc.PutRequest | PutRequest) -> None:
+        """Set a key; of a plain put, `decode_put` has made the request itself."""
         node = self._node
         gate = node.auth
         if gate.is_changing:
@@ -263,9 +266,9 @@ class KV:
         size = len(message.key) + len(message.value)
         cost = PUT_OVERHEAD_BYTES + size
         node.alarms.admit(cost)
-        request = put_request(message)
+        request = message if isinstance(message, PutRequest) else put_request(message)
         self._tally.put_bytes += size
-        if message.prev_kv:  # to etcd, a range and a put in one
+        if request.prev_kv:  # to etcd, a range and a put in one
             self._tally.ranges += 1
             self._tally.txns += 1
         if not gate.is_enabled:
@@ -337,13 +340,15 @@ class KV:
 
     def _check_size(
         self,
-        message: rpc.PutRequest | rpc.DeleteRangeRequest | rpc.TxnRequest,
+        message: rpc.PutRequest | PutRequest | rpc.DeleteRangeRequest | rpc.TxnRequest,
         at_least: int,
         caller: Caller | None = None,
     ) -> None:
         # The exact size is asked for only where it could be too large.
         envelope = self._envelope_bytes if caller is None else _envelope_bytes(self._node.member_id, caller)
         if at_least + envelope > self._bytes_max - 1024:
+            if isinstance(message, PutRequest):
+                message = rpc.PutRequest(key=message.key, value=message.value)
             size = message.ByteSize()
             if envelope + len(varint(size)) + size > self._bytes_max:
                 raise Refusal.REQUEST_TOO_LARGE.error()
@@ -398,6 +403,24 @@ def decode_range(data: bytes) -> rpc.RangeRequest | bytes:
     if len(data) > 2 and data[0] == _KEY_FIELD and data[1] == len(data) - 2 and data[1] < _ONE_BYTE:
         return data[2:]
     return rpc.RangeRequest.FromString(data)
+
+
+def decode_put(data: bytes) -> rpc.PutRequest | PutRequest:
+    """Decode a put; of one that is a short key and a value and nothing else, as most are, make the request.
+
+    Cost: 1.0 us for those, where the message and its fields take 2.
+    """
+    size = len(data)
+    if size > 4 and data[0] == _KEY_FIELD and 0 < (key_bytes := data[1]) < _ONE_BYTE and size > key_bytes + 4:
+        end = 2 + key_bytes
+        if data[end] == _VALUE_FIELD:
+            value_bytes, start = data[end + 1], end + 2
+            if value_bytes >= _ONE_BYTE:
+                value_bytes += (data[start] - 1) * _ONE_BYTE if data[start] < _ONE_BYTE else size
+                start += 1
+            if start + value_bytes == size:
+                return new_put(data[2:end], data[start:])
+    return rpc.PutRequest.FromString(data)
 
 
 def _row_bytes(result: Response) -> int:
