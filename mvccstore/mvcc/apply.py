@@ -74,6 +74,7 @@ from mvccstore.types import (
     TxnResult,
 )
 
+_LOG = Table.LOG
 Row = tuple[bytes, int, int, int, bytes, int]
 
 
@@ -158,7 +159,7 @@ def apply_all(
             if version == 1 or not has_lease:
                 fields = (key, create_revision, main, version, request.value, 0)
                 record, log_key, entry = pack_plain(fields)
-                append(Table.LOG, log_key, record)
+                append(_LOG, log_key, record)
                 add(key, entry)
                 note(fields)
                 if time_ms >= kept_ms + times.RESOLUTION_MS or not kept_ms:
@@ -272,7 +273,7 @@ class RevisionWriter:
         record = pack_record(fields)
         entry = pack_put(main, sub, record, create_revision, version, lease)
         log_key = log_key_of(entry)
-        txn.append(Table.LOG, log_key, record)
+        txn.append(_LOG, log_key, record)
         txn.add(key, entry)
         self._sub = sub + 1
         if lease:
@@ -303,7 +304,7 @@ class RevisionWriter:
         self._note(fields)
         record = pack_record(fields)
         entry = pack_tombstone(self.main, self._sub, record)
-        self.txn.append(Table.LOG, log_key_of(entry), record)
+        self.txn.append(_LOG, log_key_of(entry), record)
         self.txn.add(key, entry)
         self._sub += 1
 

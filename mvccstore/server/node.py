@@ -131,30 +131,37 @@ class Node:
         """
         self.check_under_way()
         self._bytes_under_way += size_bytes
-        slow = self.slow
-        began_at = slow.now()
-
-        def done(result: Result | Exception) -> None:
-            self._bytes_under_way -= size_bytes
-            took = slow.now() - began_at
-            if took > slow.unary_seconds:
-                slow.note_call(call, took, request, size_bytes)
-            if isinstance(result, Exception):
-                call.fail_with(result)
-                return
-            self.count_command()
-            try:
-                answer = then(result)
-            except RpcError as error:
-                call.fail(error)
-                return
-            if answer is not None:
-                call.reply(answer)
-
+        done = partial(self._done, call, request, then, size_bytes, self.slow.now())
         if check is None:
             self.writer.submit(request, done)
         else:
             self.writer.call(partial(self._checked, check, request), done)
+
+    def _done(
+        self,
+        call: Call,
+        request: WriteRequest,
+        then: Callable[[Result], bytes | None],
+        size_bytes: int,
+        began_at: float,
+        result: Result | Exception,
+    ) -> None:
+        """Answer a call whose request was carried out."""
+        self._bytes_under_way -= size_bytes
+        took = self.slow.now() - began_at
+        if took > self.slow.unary_seconds:
+            self.slow.note_call(call, took, request, size_bytes)
+        if isinstance(result, Exception):
+            call.fail_with(result)
+            return
+        self.count_command()
+        try:
+            answer = then(result)
+        except RpcError as error:
+            call.fail(error)
+            return
+        if answer is not None:
+            call.reply(answer)
 
     def check_under_way(self) -> None:
         """Raise if too much waits to be written for a call to add to it."""

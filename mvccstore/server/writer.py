@@ -20,6 +20,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from queue import SimpleQueue
 from typing import NamedTuple, TypeVar
 
@@ -56,9 +57,10 @@ UNDER_WAY_MAX = 5_000
 
 _HERE_MAX = 100
 """So many small requests take about a millisecond."""
-_HERE_SECONDS_MAX = 0.0005
+_HERE_SECONDS_MAX = 0.001
 """The loop waits for a disk that takes no longer, if there is nothing else to do."""
 _PACE_COMMITS = 8
+_done_of: Callable[[_Job], Callable[..., None]] = itemgetter(1)
 _SMALL_TXN_OPS = 16
 
 
@@ -111,7 +113,7 @@ class Writer:
             return
         jobs, self._new = self._new[:BATCH_MAX], self._new[BATCH_MAX:]
         self._is_busy = True
-        requests = [work for work, _ in jobs if not callable(work) and _is_small(work)]
+        requests = [work for work, _ in jobs if type(work) is PutRequest or (not callable(work) and _is_small(work))]
         if len(requests) < len(jobs):
             self._give_to_thread(jobs)
         elif self._is_quick:
@@ -209,7 +211,7 @@ class Writer:
 
     def _finish(self, jobs: list[_Job], answers: Sequence[object]) -> None:
         """Note the answers to all that was under way."""
-        self._answers.extend((done, answer) for (_, done), answer in zip(jobs, answers, strict=True))
+        self._answers.extend(zip(map(_done_of, jobs), answers, strict=True))
         self._answers.append((_END, None))
 
     def _apply(self, requests: list[WriteRequest], answering: list[Callable[..., None]]) -> None:
@@ -286,6 +288,8 @@ class _Staged(NamedTuple):
 
 def _is_small(request: WriteRequest) -> bool:
     """Say whether what a request does is bounded by its own size, and that small."""
+    if type(request) is PutRequest:  # most are
+        return True
     match request:
         case TxnRequest():
             parts = (*request.compare, *request.success, *request.failure)
@@ -293,7 +297,7 @@ def _is_small(request: WriteRequest) -> bool:
         case DeleteRequest():
             return _is_of_one_key(request)
         case _:
-            return isinstance(request, PutRequest | LeaseGrantRequest | AttributesRequest)
+            return isinstance(request, LeaseGrantRequest | AttributesRequest)
 
 
 def _is_of_one_key(part: Compare | Request) -> bool:
