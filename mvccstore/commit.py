@@ -184,10 +184,17 @@ class CommitQueue:
         """Leave a turn that was entered without ending it: it is nobody's until a thread adopts it."""
         turn.thread = 0
 
-    def adopt(self, turn: Turn) -> None:
-        """Make a turn that was let go this thread's, which then has to leave."""
-        assert self._leader is turn
-        turn.thread = threading.get_ident()
+    def try_adopt(self, turn: Turn) -> bool:
+        """Make a turn that was let go this thread's, which then has to leave. Return False if another one did."""
+        with self._mutex:
+            if self._leader is not turn or turn.thread:
+                return False
+            turn.thread = threading.get_ident()
+            return True
+
+    def has(self, turn: Turn) -> bool:
+        """Say whether a turn is this thread's, and leads."""
+        return self._leader is turn and turn.thread == threading.get_ident()
 
     def is_mine(self) -> bool:
         """Say whether this thread has entered, and not left."""

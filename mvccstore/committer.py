@@ -20,7 +20,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
-from typing import NamedTuple, Protocol, TypeVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, TypeVar
 from weakref import ref
 
 from mvccstore.commit import CommitQueue, Turn
@@ -79,6 +81,8 @@ class Committer:
         self._on_commit = on_commit
         self._is_stale = False
         self._is_closed = False
+        self._guard: ref[Staged] | None = None
+        """Ends what was staged and forgotten."""
         self.block: ref[Block] | None = None
         """The transaction block that has the turn, or had the last one."""
         self.queue = CommitQueue(self._apply)
@@ -251,27 +255,38 @@ class Committer:
         """
         if self._begin_movable is None:
             return None
-        turn = self.queue.try_enter()
-        if turn is None:
-            return None
         txn = None
         try:
-            if not self._is_stale and not self._is_closed and (txn := self._begin_movable()) is not None:
-                changes = Changes()
-                state, answers = apply_all(txn, self.state, commands, changes)
-                self.queue.let_go(turn)
-                return Staged(self, turn, commands, txn, state, changes, answers)
-        except (RetryWrite, StorageError):
-            pass  # done on the long way, it says what there is to say
-        except BaseException:
+            turn = self.queue.try_enter()
+            if turn is None:
+                return None
+            try:
+                if not self._is_stale and not self._is_closed and (txn := self._begin_movable()) is not None:
+                    changes = Changes()
+                    state, answers = apply_all(txn, self.state, commands, changes)
+                    staged = Staged(commands, turn, txn, state, changes, answers)
+                    self._guard = ref(staged, partial(self._end_forgotten, turn, txn))
+                    self.queue.let_go(turn)
+                    return staged
+            except (RetryWrite, StorageError):
+                pass  # done on the long way, it says what there is to say
             if txn is not None:
+                txn.close()
+            return None
+        except BaseException:
+            if txn is not None and self.queue.is_mine():
                 txn.close()
             raise
         finally:
             self.queue.leave()  # unless it was let go
-        if txn is not None:
-            txn.close()
-        return None
+
+    def _end_forgotten(self, turn: Turn, txn: WriteTxn, _: object) -> None:
+        """Undo what was staged, and is not to be completed: who staged it was interrupted."""
+        if self.queue.try_adopt(turn):
+            try:
+                txn.close()
+            finally:
+                self.leave()
 
     def complete(self, staged: Staged) -> list[Result | StoreError]:
         """Commit what was staged, and return a result or an error for each command. On any thread, once.
@@ -279,28 +294,35 @@ class Committer:
         Raises:
             StorageError: It could not be committed.
         """
-        self.queue.adopt(staged.turn)
         try:
+            if not self.queue.try_adopt(staged.turn):
+                raise ClosedError
+            self._guard = None  # else it would run each time, and swallow an interrupt that comes then
             try:
                 self.commit(staged.txn, staged.state, staged.changes)
+            except StorageError:
+                staged.txn.close()
+                # Each in a commit of its own, as `_apply` does: its turn is this one.
+                turns = [Turn(command) for command in staged.commands]
+                self._apply(turns)
+                return [turn.error if isinstance(turn.error, StoreError) else turn.answer() for turn in turns]
             finally:
                 staged.txn.close()
-        except StorageError:
-            # Each in a commit of its own, as `_apply` does: its turn is this one.
-            turns = [Turn(command) for command in staged.commands]
-            self._apply(turns)
-            return [turn.error if isinstance(turn.error, StoreError) else turn.answer() for turn in turns]
-        finally:
-            self.queue.leave()
+                self.leave()
+        except BaseException:
+            if self.queue.has(staged.turn):  # interrupted
+                staged.txn.close()
+                self.leave()
+            raise
         return staged.answers
 
 
-class Staged(NamedTuple):
+@dataclass(eq=False, slots=True, weakref_slot=True)
+class Staged:
     """Commands that were applied in a transaction which is not committed yet."""
 
-    committer: Committer
-    turn: Turn
     commands: Sequence[Command]
+    turn: Turn
     txn: WriteTxn
     state: State
     changes: Changes

@@ -380,7 +380,7 @@ class Store(WritableView, LiveView, Subscribing, Attributing, Upkeep, Past, Reci
             return None
         commands, refused = self._admit(requests)
         staged = self._committer.stage(commands) if commands else None
-        return StagedWrites(staged, refused) if staged is not None else None
+        return StagedWrites(self._committer, staged, refused) if staged is not None else None
 
     def _answer(self, request: WriteRequest) -> Result | StoreError:
         try:
@@ -526,18 +526,23 @@ class Store(WritableView, LiveView, Subscribing, Attributing, Upkeep, Past, Reci
 class StagedWrites:
     """Writes that are done but for their commit. Get one from `Store.stage_many`."""
 
-    __slots__ = ("_refused", "_staged")
+    __slots__ = ("_committer", "_refused", "_staged")
 
-    def __init__(self, staged: Staged, refused: dict[int, StoreError]) -> None:
+    def __init__(self, committer: Committer, staged: Staged, refused: dict[int, StoreError]) -> None:
+        self._committer = committer
         self._staged = staged
         self._refused = refused
 
     def complete(self) -> list[Result | StoreError]:
         """Commit them; return a result or an error for each, in order. On any thread, once.
 
+        Raises:
+            StorageError: As `submit_many`.
+            ClosedError: It was called before.
+
         Cost: one commit.
         """
-        return _with_refusals(self._staged.committer.complete(self._staged), self._refused)
+        return _with_refusals(self._committer.complete(self._staged), self._refused)
 
 
 def _with_refusals(answers: list[Result | StoreError], refused: dict[int, StoreError]) -> list[Result | StoreError]:

@@ -516,6 +516,7 @@ def open(
     limits: Limits | None = None,
     quota_bytes: int = 0,
     retention: Retention | None = None,
+    journal: bool = False,
     clock: Clock | None = None,
     replicator: Callable[[Store], Replicator] | None = None,
 ) -> Opening:
@@ -545,6 +546,7 @@ def open(
             limits=limits,
             quota_bytes=quota_bytes,
             retention=retention,
+            journal=journal,
             clock=clock,
             replicator=replicator,
         )

@@ -161,7 +161,11 @@ class JournalView:
 
 
 class JournalWrite(JournalView):
-    """The write transaction. Get one from `JournaledEngine.write`."""
+    """The write transaction. Get one from `JournaledEngine.write`.
+
+    Invariant I1: what it has changed in the layer, or is about to change, is in `_operations`: whenever it is
+    interrupted, all of that can be undone.
+    """
 
     __slots__ = (
         "_active",
@@ -207,10 +211,15 @@ class JournalWrite(JournalView):
         if self._direct is not None:
             self._direct.put(table, key, value)
             return
+        code = _CODES[table]
         if self.get(table, key) is None:
-            self._own_lengths[_CODES[table]] += 1
-        self._note(table, key, value)
+            self._own_lengths[code] += 1
+        self._operations += (code, key, value)  # I1
         self._tops.pop(table, None)
+        self._active.plain[table].put(key, self._at, value)
+        self._size_bytes += len(key) + len(value)
+        if self._size_bytes > TXN_BYTES_MAX:
+            self._go_direct()
 
     def append(self, table: Table, key: bytes, value: bytes, /) -> None:
         """No lookup."""
@@ -223,18 +232,11 @@ class JournalWrite(JournalView):
             top = last[0][0] if last else b""
         if key <= top:
             raise CorruptError(self._engine.path, f"the {table} table has a key above the next one")
-        self._tops[table] = key
         code = _CODES[table]
+        self._operations += (code, key, value)  # I1
+        self._tops[table] = key
         self._own_lengths[code] += 1
         self._active.plain[table].add(key, self._at, value)
-        self._operations += (code, key, value)
-        self._size_bytes += len(key) + len(value)
-        if self._size_bytes > TXN_BYTES_MAX:
-            self._go_direct()
-
-    def _note(self, table: Table, key: bytes, value: bytes) -> None:
-        self._active.plain[table].put(key, self._at, value)
-        self._operations += (_CODES[table], key, value)
         self._size_bytes += len(key) + len(value)
         if self._size_bytes > TXN_BYTES_MAX:
             self._go_direct()
@@ -246,9 +248,9 @@ class JournalWrite(JournalView):
                 self._direct.delete(table, keys[place:])
                 return
             if self.get(table, key) is not None:
+                self._operations += (DELETE + _CODES[table], key, None)  # I1
                 self._own_lengths[_CODES[table]] -= 1
                 self._active.plain[table].put(key, self._at, None)
-                self._operations += (DELETE + _CODES[table], key, None)
                 self._size_bytes += len(key)
                 if self._size_bytes > TXN_BYTES_MAX:
                     self._go_direct()
@@ -266,10 +268,10 @@ class JournalWrite(JournalView):
                 self._go_direct()
                 self.add(key, entry)
             return
+        self._operations += (ADD, key, entry)  # I1
         self._active.index.put(key, self._at, entry)
         self._looked_up = (key, entry)
         self._own_lengths[_INDEX_LENGTH] += 1
-        self._operations += (ADD, key, entry)
         self._size_bytes += len(key)
 
     def remove(self, key: bytes, entries: list[bytes], /) -> None:

@@ -30,7 +30,8 @@ ONLY_PLAIN = {
         "close": "waits for writers: `aclose`",
         "apply_replicated": "for a replicator, which is given the `Store` itself",
         "replicated_marker": "as `apply_replicated`",
-        "try_submit_many": "for who is on a loop of its own: here nothing waits",
+        "stage_many": "for who is on a loop of its own: here nothing waits",
+        "try_submit_many": "likewise",
     },
     Watcher: {
         "poll": "what `AsyncWatcher` is made of",

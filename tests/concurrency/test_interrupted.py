@@ -11,9 +11,11 @@ import pytest
 
 import mvccstore
 from mvccstore import Op, Store
+from tests import journaled
 from tests.concurrency.interrupter import Interrupted, Interrupter
 
 SECONDS = 20
+ENGINES = ("lmdb", "memory", "sqlite")
 PACKAGE = str(Path(mvccstore.__file__).parent)
 BOTH = (b"a", b"b")
 
@@ -50,13 +52,22 @@ def check(store: Store) -> None:
     assert store.check() == []
 
 
-WORK: tuple[Callable[[Store], None], ...] = (block, block_committed_early, block_that_fails, compaction, check)
+def staged(store: Store) -> None:
+    writes = store.stage_many([Op.txn(success=[Op.put(b"a", b"1"), Op.put(b"b", b"1")])])
+    if writes is None:
+        block(store)
+    else:
+        writes.complete()
+
+
+WORK: tuple[Callable[[Store], None], ...] = (block, block_committed_early, block_that_fails, staged, compaction, check)
 
 
 STRIDES = {compaction: 7, check: 13}
 """What has many places takes its time with each; other engines and other ways to write meet the others."""
 
 
+@pytest.mark.parametrize("engine", [*ENGINES, journaled.NAME])
 @pytest.mark.parametrize("work", WORK)
 def test_thread_interrupted_at_any_instruction_leaves_the_store_to_the_others(
     tmp_path: Path, engine: str, work: Callable[[Store], None]
