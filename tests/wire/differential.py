@@ -319,9 +319,10 @@ class Player:
             value = answer.json() if "json" in answer.headers.get("content-type", "") else answer.body
         except ValueError:
             value = answer.body
+        path = path.partition("?")[0]
         method = GATEWAY.get(path.replace("/v3beta/", "/v3/", 1))
         if method is None:
-            value = self.normal.page(path, value)
+            value = self.normal.json_error(self.normal.page(path, value))
         elif answer.status == 200:
             is_read = isinstance(request, dict) and isinstance(value, dict)
             if method.endswith("/LeaseGrant") and is_read and int(request.get("ID", 0)) == 0:
