@@ -32,13 +32,15 @@ from tests.wire.test_process import running
 KV, WATCH = "/etcdserverpb.KV", "/etcdserverpb.Watch/Watch"
 DEFRAGMENT, HASH_KV = "/etcdserverpb.Maintenance/Defragment", "/etcdserverpb.Maintenance/HashKV"
 CRASHES = 3
-HISTORY = 100
+HISTORY = 60
+QUICK = "--unsafe-no-fsync"
+"""What is killed leaves all the same what it has given to the operating system."""
 COMPACTED = ("OUT_OF_RANGE", "etcdserver: mvcc: required revision has been compacted")
 
 
-def process(folder: Path) -> AbstractContextManager[Any]:
+def process(folder: Path, *flags: str) -> AbstractContextManager[Any]:
     """`mvccstore serve` on a data directory; killed at the end of the block, if not before."""
-    return running("--data-dir", str(folder), program=(sys.executable, "-m", "mvccstore", "serve"))
+    return running("--data-dir", str(folder), *flags, program=(sys.executable, "-m", "mvccstore", "serve"))
 
 
 def client_of(server: Any) -> Client:
@@ -184,7 +186,7 @@ def test_17780_crash_in_a_compaction_does_not_take_the_revision_back(tmp_path: P
     """etcd#17780: deletes that were the last writes were compacted away; a crash before that was noted lost their revisions."""
     revision = 1
     for _ in range(CRASHES):
-        with process(tmp_path / "data") as server, client_of(server) as client:
+        with process(tmp_path / "data", QUICK) as server, client_of(server) as client:
             assert everything(client).header.revision == revision
             client.unary(f"{KV}/Put", put(b"a"))
             client.unary(f"{KV}/Put", put(b"kept"))
@@ -197,7 +199,7 @@ def test_17780_crash_in_a_compaction_does_not_take_the_revision_back(tmp_path: P
             client.unary(f"{KV}/DeleteRange", delete(b"kept"))
             client.unary(f"{KV}/Compact", compact(revision, physical=physical))
             kill(server)
-        with process(tmp_path / "data") as server, client_of(server) as client:
+        with process(tmp_path / "data", QUICK) as server, client_of(server) as client:
             assert everything(client).header.revision == revision
             assert client.unary(f"{KV}/Put", put(b"c")).header.revision == revision + 1
             assert client.unary(f"{KV}/DeleteRange", delete(b"c")).header.revision == revision + 2
@@ -225,7 +227,7 @@ def test_19179_delete_at_the_compacted_revision_is_still_told_after_a_crash(tmp_
     """etcd#19179: where a delete was all that was left of a key, a restart did not find it, and went on to compact it."""
     last = 2 + HISTORY + 1
     expected = [("put", b"y", last), ("delete", b"x", last), ("put", b"z", last + 1)]
-    with process(tmp_path / "data") as server, client_of(server) as client:
+    with process(tmp_path / "data", QUICK) as server, client_of(server) as client:
         for number in range(HISTORY + 1):
             client.unary(f"{KV}/Put", put(b"x", b"%d" % number))
         client.unary(f"{KV}/Txn", txn(put(b"y"), delete(b"x")))
@@ -235,10 +237,10 @@ def test_19179_delete_at_the_compacted_revision_is_still_told_after_a_crash(tmp_
             assert events_of(client, last, 3) == expected
         kill(server)
     for _ in range(CRASHES):
-        with process(tmp_path / "data") as server, client_of(server) as client:
+        with process(tmp_path / "data", QUICK) as server, client_of(server) as client:
             assert events_of(client, last, 3) == expected
             kill(server)
-    with process(tmp_path / "data") as server, client_of(server) as client:
+    with process(tmp_path / "data", QUICK) as server, client_of(server) as client:
         client.unary(f"{KV}/Compact", compact(last + 1, physical=True))
         assert events_of(client, last + 1, 1) == [("put", b"z", last + 1)]
         with client.stream(WATCH, [watching(b"\0", b"\0", start_revision=last)]) as stream:
