@@ -116,11 +116,7 @@ class Site:
     def _is_known_host(self, request: HttpRequest) -> bool:
         if "*" in self._hosts:
             return True
-        host = (request.headers.get(b"host") or b"").decode("latin-1")
-        name, colon, port = host.rpartition(":")
-        if colon and port.isdigit() and (":" not in name or name.endswith("]")):
-            host = name
-        return host.removeprefix("[").removesuffix("]") in self._hosts
+        return _host_name((request.headers.get(b"host") or b"").decode("latin-1")) in self._hosts
 
     def _allow_origin(self, exchange: Exchange) -> None:
         if "*" in self._origins:
@@ -141,6 +137,18 @@ def get_only(page: Page) -> Page:
             exchange.respond(405, ((b"Allow", b"GET"), *TEXT), b"Method Not Allowed\n")
 
     return answer
+
+
+def _host_name(host: str) -> str:
+    """Return a host without its port, as Go splits them: brackets only go with a port, which may be anything."""
+    name, colon, port = host.rpartition(":")
+    if name.startswith("["):
+        name, bracket, rest = name[1:].partition("]")
+        is_whole = bool(bracket) and not rest
+    else:
+        is_whole = ":" not in name
+    is_split = colon and is_whole and not set("[]") & set(name + port)
+    return name if is_split else host
 
 
 def _cors(origin: bytes) -> tuple[tuple[bytes, bytes], ...]:

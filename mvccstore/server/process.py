@@ -288,6 +288,8 @@ async def _serve(store: Store, chosen: Plan) -> None:
         for listener in chosen.listeners:
             _warn_of_unused(chosen, listener)
             await _listen(server, listener)
+        # Harnesses wait for either line, and connect at once.
+        log.info("grpc service status changed", extra={"fields": {"service": "", "status": "SERVING"}})
         log.info(READY, extra={"fields": {"revision": store.revision, "member-id": f"{server.node.member_id:x}"}})
         await stopping.wait()
         log.info("stopping")

@@ -20,7 +20,7 @@ from mvccstore.server.member import Identity
 from mvccstore.server.metrics.families import HANDLING_BOUNDS, Family, families
 from mvccstore.server.metrics.page import MetricsPage
 from mvccstore.server.node import Node, RequestLimits
-from mvccstore.server.pages import Site, get_only
+from mvccstore.server.pages import Site
 from mvccstore.server.persona import V3_6, persona_of
 from mvccstore.server.services.auth import Auth
 from mvccstore.server.services.cluster import Cluster
@@ -118,7 +118,7 @@ class Server:
             for method in methods:
                 method.counts.seconds, method.counts.now = Histogram(HANDLING_BOUNDS), SystemClock().monotonic
         site = Site(self.node, gateway, hosts=options.hosts, origins=options.origins)
-        site.pages["/metrics"] = get_only(MetricsPage(partial(self._families, methods)))
+        site.pages["/metrics"] = MetricsPage(partial(self._families, methods))  # for any verb, as etcd has it
         self._http = http_factory(site.serve, options.transport, self._clock.time_ms)
         self._handshakes: Handshakes | None = None
         self._ports: list[Port] = []

@@ -117,7 +117,9 @@ class EtcdProcess:
                     if json.load(response)["health"] == "true":
                         return True
             except urllib.error.HTTPError as error:
-                error.close()  # no leader yet
+                with error:
+                    if b"ALARM" in error.read():  # it serves, and has no leader before
+                        return True
             except (OSError, ValueError):
                 pass  # not listening yet
             try:

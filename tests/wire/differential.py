@@ -183,6 +183,24 @@ class TakeEvents:
 
 
 @dataclass(frozen=True, slots=True)
+class TakeCreated:
+    """Wait for so many `created`, which are compared; what else comes meanwhile is kept for `TakeWatches`."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class TakeWatches:
+    """Wait until each watch that was created is up to date, or cancelled.
+
+    `backs`: By the order in which they were created, how many revisions before the newest one that this server has
+    shown is the last that the watch is to see. Events are compared per watch, not how they were cut into responses.
+    """
+
+    backs: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Do:
     """Play another operation while the stream is open."""
 
@@ -207,7 +225,7 @@ class End:
     """Wait for the server to end the stream, taking what still comes, and compare the status."""
 
 
-Step = Send | Take | TakeEvents | Do | Fence | HalfClose | End
+Step = Send | Take | TakeEvents | TakeCreated | TakeWatches | Do | Fence | HalfClose | End
 
 
 # Cases
@@ -248,6 +266,8 @@ class Player:
     def __init__(self, endpoint: Endpoint, oldest: Version) -> None:
         self.client = Client(endpoint)
         self.normal = Normal(oldest)
+        self.revision = 0
+        """The newest that a unary gRPC call was answered with."""
 
     @property
     def names(self) -> Names:
@@ -273,7 +293,8 @@ class Player:
                 return self._http(path, self.client.request(verb, path, content, headers), {}, is_free_text=False)
             case Streaming(method, steps, metadata, timeout):
                 with self.client.stream(method, metadata=self._own(metadata)) as stream:
-                    return [self._step(_Grpc(self, stream, timeout), step) for step in steps]
+                    played = _Grpc(self, stream, timeout)
+                    return [self._step(played, step) for step in steps]
             case StreamingPost(path, body, steps, headers):
                 with self.client.lines(path, self._body(body), self._own(headers)) as lines:
                     head = {"status": lines.status, "headers": _compared(lines.headers)}
@@ -290,6 +311,8 @@ class Player:
         if isinstance(response, Message):
             if isinstance(request, Message):
                 self._learn(request, response)
+            header = getattr(response, "header", None)
+            self.revision = max(self.revision, 0 if header is None else header.revision)
             return {"ok": self.normal.message(response)}
         return {"ok": response}
 
@@ -319,9 +342,10 @@ class Player:
             value = answer.json() if "json" in answer.headers.get("content-type", "") else answer.body
         except ValueError:
             value = answer.body
+        path = path.partition("?")[0]
         method = GATEWAY.get(path.replace("/v3beta/", "/v3/", 1))
         if method is None:
-            value = self.normal.page(path, value)
+            value = self.normal.json_error(self.normal.page(path, value))
         elif answer.status == 200:
             is_read = isinstance(request, dict) and isinstance(value, dict)
             if method.endswith("/LeaseGrant") and is_read and int(request.get("ID", 0)) == 0:
@@ -344,7 +368,7 @@ class Player:
             case End():
                 responses, end = stream.until_end()
                 return {"responses": stream.form((responses, None)), "end": end}
-            case Send() | HalfClose() | Fence():
+            case Send() | HalfClose() | Fence() | TakeCreated() | TakeWatches():
                 assert isinstance(stream, _Grpc), f"{step} is not for the gateway"
                 return stream.step(step)
             case _:
@@ -360,8 +384,10 @@ class _Grpc:
 
     def __init__(self, player: Player, stream: Stream, timeout: float) -> None:
         self._player, self._stream, self._timeout = player, stream, timeout
+        self._created: list[dict[str, Any]] = []
+        self._kept: list[dict[str, Any]] = []
 
-    def step(self, step: Send | HalfClose | Fence) -> Any:
+    def step(self, step: Send | HalfClose | Fence | TakeCreated | TakeWatches) -> Any:
         match step:
             case Send(request):
                 message = self._player.request(request)
@@ -373,6 +399,34 @@ class _Grpc:
                 return "half-closed"
             case Fence():
                 return self._fence()
+            case TakeCreated(number):
+                return self._take_created(number)
+            case TakeWatches(backs):
+                return self._take_watches([self._player.revision - back for back in backs])
+
+    def _take_created(self, number: int) -> Any:
+        why = None
+        while len(self._created) < number and not why:
+            responses, why = self.take(1)
+            for response in responses:
+                (self._created if response.get("created") else self._kept).append(response)
+        return self.form((self._created, why))
+
+    def _take_watches(self, last: list[int]) -> dict[str, Any]:
+        pairs = zip(self._created, last, strict=True)
+        waiting = {_watch_id(created): revision for created, revision in pairs if not created.get("canceled")}
+        form: dict[str, Any] = {}
+        responses, why = self._kept, None
+        while True:
+            for response in responses:
+                watch_id, events = _watch_id(response), response.get("events", [])
+                form.setdefault(f"watch {watch_id}", []).extend(events or [response])
+                reached = events[-1]["kv"]["mod_revision"] if events else 0
+                if response.get("canceled") or reached >= waiting.get(watch_id, reached + 1):
+                    waiting.pop(watch_id, None)
+            if why or not waiting:
+                return form if why is None else {**form, "then": why}
+            responses, why = self.take(1)
 
     def _fence(self) -> Any:
         self._stream.send(rpc.WatchRequest(create_request=rpc.WatchCreateRequest(key=b"b", range_end=b"a")))

@@ -1,4 +1,4 @@
-"""Random scripts against etcd, over gRPC: everything that the KV service takes, and every answer compared.
+"""Random scripts against etcd, over gRPC: what the KV, Lease and Watch services take, and every answer compared.
 
 The steps are those of `mvccstore.testing.workload`. One pair serves all examples, so the revisions go on from one to
 the next; keys and leases are cleared in between.
@@ -21,6 +21,8 @@ from mvccstore.server.messages import rpc
 from mvccstore.server.messages.json import from_json
 from mvccstore.testing.playing import Place, filled
 from mvccstore.testing.workload import CALLS, Step, Vocabulary, Workload
+from tests.wire.calls import FENCE, alive, cancel, keep_alive, put_op, txn, watching
+from tests.wire.differential import Do, Operation, Send, Take, TakeCreated, TakeWatches
 from tests.wire.pair import NEEDS_ORACLE, Pair
 from tests.wire.requests import ALL, calls, compact, delete, get
 
@@ -53,8 +55,11 @@ class Scripts(RuleBasedStateMachine):
         return answer
 
     def play_step(self, step: Step) -> None:
+        self.play(self.request(step))
+
+    def request(self, step: Step) -> Any:
         body = filled(step, Place(), 1, self.revision)
-        self.play(from_json(CALLS[step.call][1], json.dumps(body).encode()))
+        return from_json(CALLS[step.call][1], json.dumps(body).encode())
 
     @rule(source=sources)
     def put(self, source: random.Random) -> None:
@@ -84,6 +89,40 @@ class Scripts(RuleBasedStateMachine):
     def time_to_live(self, source: random.Random) -> None:
         self.play_step(Workload(source, self.words).time_to_live())
 
+    @rule(lease=st.sampled_from((*LEASES, 404)))
+    def keep_alive(self, lease: int) -> None:
+        self.pair.play(keep_alive(alive(lease), Take(1)))
+
+    @rule()
+    def leases(self) -> None:
+        self.play(rpc.LeaseLeasesRequest())
+
+    @rule(source=sources, number=st.integers(1, 4), changes=st.integers(0, 8))
+    def watch(self, source: random.Random, number: int, changes: int) -> None:
+        """Watches of one stream while other things happen, of which no compaction: who of both is first is open."""
+        workload = Workload(source, self.words)
+        wanted = [self.request(workload.watch()) for _ in range(number)]
+        if self.is_old:
+            for request in wanted:  # one in the past misses the delete in a revision that was compacted
+                request.start_revision = 0
+        draws = (workload.put, workload.put, workload.delete, workload.txn, workload.revoke, workload.grant)
+        done = [Do(*calls(self.request(source.choice(draws)()))) for _ in range(changes)]
+        # Each watch sees these, unless it is filtered out; they are past what any begins with.
+        keys = {request.key or b"\0" for request in wanted}
+        fence: list[Operation] = [txn(*(put_op(key, b"fence") for key in keys)), *calls(*(delete(key) for key in keys))]
+        first = [Do(operation) for operation in fence * 2]
+        last = [Do(txn(*(put_op(key, b"fence") for key in keys))), Do(deletion(keys))]
+        backs = [1 if rpc.WatchCreateRequest.NODELETE in request.filters else 0 for request in wanted]
+        (answers,) = self.pair.play(
+            watching(
+                *(Send(rpc.WatchRequest(create_request=request)) for request in wanted),
+                *(TakeCreated(number), *done, *first, *last, TakeWatches(backs)),
+                *(*(cancel(watch_id) for watch_id in (0, 7, 1)), FENCE),
+            )
+        )
+        assert "nothing more came" not in repr(answers)
+        self.revision = self.pair.players[0].revision
+
     @rule(back=st.sampled_from((0, 1, 3, 8, 20, 60, -1)), is_physical=st.booleans())
     def compact(self, back: int, is_physical: bool) -> None:
         revision = self.revision - back
@@ -110,6 +149,11 @@ class Scripts(RuleBasedStateMachine):
             for lease in LEASES:
                 self.play(rpc.LeaseRevokeRequest(ID=lease))
             self.play(delete(**ALL))
+
+
+def deletion(keys: set[bytes]) -> Operation:
+    """Delete keys, all in one revision."""
+    return txn(*(rpc.RequestOp(request_delete_range=delete(key)) for key in keys))
 
 
 def test_random_scripts(current_pair: Callable[[], Pair]) -> None:

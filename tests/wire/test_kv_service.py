@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,7 +18,9 @@ from mvccstore.mvcc.read import PAGE_ROWS
 from mvccstore.server import Serving, serve
 from mvccstore.server.messages import rpc
 from mvccstore.server.services import kv as kv_service
+from mvccstore.server.transport.frames import PREFACE
 from tests.wire.client import Client, Endpoint, RpcFailure, StreamEnd
+from tests.wire.http2_kit import DATA, END_STREAM, HEADERS, LARGE, settings, unary, window
 from tests.wire.requests import compact, get, put
 
 RANGE, STREAM, COMPACT = "/etcdserverpb.KV/Range", "/etcdserverpb.KV/RangeStream", "/etcdserverpb.KV/Compact"
@@ -318,6 +321,56 @@ def test_stream_waits_for_who_reads_it(store: Store, server: Serving) -> None:
             assert handed - len(kvs) * VALUE_BYTES <= 4 * kv_service.PAGE_BYTES
     assert len(kvs) == rows
     assert digest(kvs) == digest(expected)
+    assert no_view_is_open(store, server)
+
+
+def frames(connection: socket.socket) -> Iterator[tuple[int, int, bytes]]:
+    """Read frames: kind, flags and payload of each."""
+    with connection.makefile("rb") as file:
+        while head := file.read(9):
+            yield head[3], head[4], file.read(int.from_bytes(head[:3]))
+
+
+def test_range_waits_for_who_does_not_read(store: Store, server: Serving) -> None:
+    """A client may stop reading within its one answer, as flow control has it: as much is read of the store, no more."""
+    rows = 2_500
+    fill(store, rows, b"x" * VALUE_BYTES)
+    expected = store.range(KeyRange.prefix(b"r/"))
+    handed = 0
+    next_page = kv_service._pages.__anext__
+
+    async def counted(pages: Any) -> Any:
+        nonlocal handed
+        page = await next_page(pages)
+        handed += sum(len(kv.value) for kv in page)
+        return page
+
+    first_window = 65_535
+    body = bytearray()
+    with (
+        mock.patch.object(kv_service._pages, "__anext__", counted),
+        client_of(server) as other,
+        socket.create_connection((server.host, server.port), timeout=SECONDS) as connection,
+    ):
+        connection.sendall(PREFACE + settings() + unary(1, RANGE.encode(), everything().SerializeToString()))
+        came = frames(connection)
+        while len(body) < first_window:
+            kind, _, payload = next(came)
+            body += payload if kind == DATA else b""
+        assert len(body) == first_window
+        for _ in range(300):  # the server's loop has time to run ahead
+            other.unary(RANGE, get(b"none"))
+        assert store.stats().snapshots == 1
+        # All was read once before, and let go of: the answer begins with its length.
+        assert handed - rows * VALUE_BYTES <= first_window + 4 * kv_service.PAGE_BYTES
+        connection.sendall(window(0, LARGE - first_window) + window(1, LARGE - first_window))
+        for kind, flags, payload in came:
+            body += payload if kind == DATA else b""
+            if kind == HEADERS and flags & END_STREAM:
+                break
+    found = rpc.RangeResponse.FromString(bytes(body[5:]))
+    assert (found.count, found.more) == (rows, False)
+    assert digest(found.kvs) == digest(expected)
     assert no_view_is_open(store, server)
 
 

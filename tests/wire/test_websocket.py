@@ -1,4 +1,4 @@
-"""The JSON gateway over WebSockets, by a client that is wsproto over a plain socket."""
+"""The JSON gateway over WebSockets: frames, limits and ends."""
 
 from __future__ import annotations
 
@@ -6,24 +6,20 @@ import json
 import socket
 from base64 import b64encode
 from collections.abc import Iterator
-from typing import Any, Self
 
 import pytest
-from wsproto import ConnectionType, WSConnection
 from wsproto.events import (
     AcceptConnection,
     BytesMessage,
     CloseConnection,
-    Event,
-    Message,
     Ping,
     Pong,
-    Request,
     TextMessage,
 )
 
 from mvccstore import KeyRange
 from mvccstore.server import ServerOptions, Serving, TransportLimits, serve
+from tests.wire.websocket_kit import Socket
 
 LIMITS = TransportLimits(message_bytes_max=5_000)
 KEY = b64encode(b"k").decode()
@@ -35,54 +31,12 @@ def server() -> Iterator[Serving]:
         yield server
 
 
-class Socket:
-    """One WebSocket of a client."""
-
-    def __init__(self, server: Serving, path: str, *, step: int = 0) -> None:
-        self._socket = socket.create_connection((server.host, server.port), timeout=20)
-        self._protocol = WSConnection(ConnectionType.CLIENT)
-        self._step = step
-        self._events: list[Event] = []
-        self.send_bytes(self._protocol.send(Request(host=f"{server.host}:{server.port}", target=path)))
-        self.opening = self.receive()
-
-    def send_bytes(self, data: bytes) -> None:
-        """Send bytes as they are, a few at a time if `step` says how many."""
-        for start in range(0, len(data), self._step or len(data) or 1):
-            self._socket.sendall(data[start : start + (self._step or len(data))])
-
-    def send(self, event: Event) -> None:
-        self.send_bytes(self._protocol.send(event))
-
-    def ask(self, body: Any) -> None:
-        self.send(TextMessage(json.dumps(body)))
-
-    def receive(self) -> Event:
-        """Return the next event; a whole message for one that came in parts."""
-        while not self._events:
-            data = self._socket.recv(65_536)
-            self._protocol.receive_data(data or None)
-            self._events += list(self._protocol.events())
-        return self._events.pop(0)
-
-    def answer(self) -> Any:
-        text = ""
-        while True:
-            event = self.receive()
-            assert isinstance(event, Message), event
-            text += event.data
-            if event.message_finished:
-                return json.loads(text)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._socket.close()
+def opened(server: Serving, path: str, *, step: int = 0) -> Socket:
+    return Socket(server.host, server.port, path, step=step)
 
 
 def test_a_watch_is_a_conversation(server: Serving) -> None:
-    with Socket(server, "/v3/watch") as web:
+    with opened(server, "/v3/watch") as web:
         assert isinstance(web.opening, AcceptConnection)
         web.ask({"create_request": {"key": KEY}})
         assert web.answer()["result"]["created"] is True
@@ -98,7 +52,7 @@ def test_a_watch_is_a_conversation(server: Serving) -> None:
 
 @pytest.mark.parametrize("step", [1, 3, 7])
 def test_frames_may_come_in_pieces(server: Serving, step: int) -> None:
-    with Socket(server, "/v3/lease/keepalive", step=step) as web:
+    with opened(server, "/v3/lease/keepalive", step=step) as web:
         for lease in (1, 2):
             server.store.grant(ttl=60, lease_id=lease)
             web.ask({"ID": lease})
@@ -106,7 +60,7 @@ def test_frames_may_come_in_pieces(server: Serving, step: int) -> None:
 
 
 def test_messages_may_be_fragmented(server: Serving) -> None:
-    with Socket(server, "/v3/watch") as web:
+    with opened(server, "/v3/watch") as web:
         text = json.dumps({"create_request": {"key": KEY}})
         web.send(TextMessage(text[:5], message_finished=False))
         web.send(Ping(b"between"))
@@ -116,7 +70,7 @@ def test_messages_may_be_fragmented(server: Serving) -> None:
 
 
 def test_one_that_goes_takes_its_watches_along(server: Serving) -> None:
-    with Socket(server, "/v3/watch") as web:
+    with opened(server, "/v3/watch") as web:
         web.ask({"create_request": {"key": KEY}})
         assert web.answer()["result"]["created"] is True
         assert len(server.store._hub) == 1
@@ -126,14 +80,14 @@ def test_one_that_goes_takes_its_watches_along(server: Serving) -> None:
     for _ in range(1_000):
         if not len(server.store._hub):
             break
-        with Socket(server, "/v3/kv/range") as another:  # gives the loop turns
+        with opened(server, "/v3/kv/range") as another:  # gives the loop turns
             another.ask({"key": KEY})
             another.answer()
     assert len(server.store._hub) == 0
 
 
 def test_a_message_that_is_too_large_closes_it_and_nothing_else(server: Serving) -> None:
-    with Socket(server, "/v3/watch") as other, Socket(server, "/v3/watch") as web:
+    with opened(server, "/v3/watch") as other, opened(server, "/v3/watch") as web:
         other.ask({"create_request": {"key": KEY}})
         assert other.answer()["result"]["created"] is True
         web.send(TextMessage("x" * (LIMITS.http_body_bytes_max + 1)))
@@ -150,7 +104,7 @@ def test_a_message_that_is_too_large_closes_it_and_nothing_else(server: Serving)
 )
 def test_frames_that_break_the_rules_close_it(server: Serving, data: bytes) -> None:
     # Not masked; reserved bits; an unknown opcode; a ping that is too large.
-    with Socket(server, "/v3/watch") as web:
+    with opened(server, "/v3/watch") as web:
         web.send_bytes(data)
         event = web.receive()
         assert isinstance(event, CloseConnection)
@@ -159,28 +113,28 @@ def test_frames_that_break_the_rules_close_it(server: Serving, data: bytes) -> N
 
 
 def test_bad_json_is_told(server: Serving) -> None:
-    with Socket(server, "/v3/watch") as web:
+    with opened(server, "/v3/watch") as web:
         web.send(TextMessage("{nope"))
         web.send(TextMessage("}"))
         assert web.answer()["error"]["code"] == 3
 
 
 def test_bytes_are_as_good_as_text(server: Serving) -> None:
-    with Socket(server, "/v3/watch") as web:
+    with opened(server, "/v3/watch") as web:
         web.send(BytesMessage(json.dumps({"create_request": {"key": KEY}}).encode()))
         assert web.answer()["result"]["created"] is True
 
 
 def test_the_server_says_goodbye() -> None:
     with serve(options=ServerOptions(grace_seconds=0.2)) as server:
-        web = Socket(server, "/v3/watch")
+        web = opened(server, "/v3/watch")
         web.ask({"create_request": {"key": KEY}})
         assert web.answer()["result"]["created"] is True
     event = web.receive()
     while isinstance(event, TextMessage):
         event = web.receive()
     assert isinstance(event, CloseConnection)
-    web.__exit__()
+    web.close()
 
 
 def test_what_is_no_web_socket_is_refused(server: Serving) -> None:

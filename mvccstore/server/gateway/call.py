@@ -177,8 +177,13 @@ class GatewayCall(Call):
         self._release()
         self._end(lambda: self._send_error(error))
 
+    def refuse(self, error: Exception) -> None:
+        """End the call with an error of its request; of a stream, too, the answer is not a line then."""
+        self._is_streaming = False
+        self.fail_with(error)
+
     def _finish_stream(self) -> None:
-        self._exchange.begin(200, _FOUND)
+        self._exchange.begin(200, ())  # of an answer without any line, etcd does not say what it is
         self._exchange.finish()
 
     def _send_error(self, error: RpcError) -> None:

@@ -15,7 +15,7 @@ from mvccstore.server.messages import METHODS, MethodType
 from mvccstore.server.messages.json import JsonError, many_from_json
 from mvccstore.server.persona import V3_6, Persona
 from mvccstore.server.transport.call import Receiver, Router
-from mvccstore.server.transport.http1 import BodyReceiver, Exchange
+from mvccstore.server.transport.http1 import BodyReceiver, Exchange, HttpRequest
 from mvccstore.server.transport.limits import TransportLimits
 from mvccstore.server.transport.status import Code, RpcError
 from mvccstore.server.transport.websocket import accept, is_upgrade
@@ -47,7 +47,7 @@ class Gateway:
         if path is None:
             self._failures.respond_no_path(exchange)
             return None
-        if exchange.request.method != "POST":
+        if exchange.request.method != "POST" or _is_other_verb(exchange.request):
             self._failures.respond_no_verb(exchange)
             return None
         try:
@@ -95,7 +95,7 @@ class _UnaryBody:
         try:
             request = self._request(body)
         except Exception as error:  # noqa: BLE001 - ends the call
-            self._call.fail_with(error)
+            self._call.refuse(error)
         else:
             self._call.serve(request)
 
@@ -107,7 +107,7 @@ class _UnaryBody:
             self._call.serve(future.result())
         else:
             assert isinstance(error, Exception)
-            self._call.fail_with(error)
+            self._call.refuse(error)
 
     def _request(self, body: bytes) -> Any:
         return _decode(self._call, self._types, body, self._limits)
@@ -146,6 +146,12 @@ class _StreamBody:
             self._receiver.end()
         except Exception as error:  # noqa: BLE001 - ends the call
             self._call.break_off(error)
+
+
+def _is_other_verb(request: HttpRequest) -> bool:
+    """Whether a POST of a form asks in a header to be taken for another verb, which no method has."""
+    verb = request.headers.get(b"x-http-method-override") or b"POST"
+    return verb.upper() != b"POST" and request.headers.get(b"content-type") == b"application/x-www-form-urlencoded"
 
 
 def _decode(call: GatewayCall, types: MethodType, text: bytes, limits: TransportLimits) -> Any:

@@ -11,7 +11,10 @@ from mvccstore.server.transport.http1 import HttpRequest
 from mvccstore.server.transport.status import Code, RpcError
 
 _PREFIX = b"grpc-metadata-"
-_TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
+_TIMEOUT = re.compile(rb"([+-]?[0-9]+)([HMSmun])")
+_TIMEOUT_MAX = 2**63 - 1
+"""Of any unit, as etcd reads an integer."""
+_SECONDS_MAX = 99_999_999 * 3600.0
 _SECONDS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _PASSED_ON = frozenset({b"accept", b"authorization", b"content-type", b"host", b"origin", b"user-agent", b"via"})
 """Headers that services get with `grpcgateway-` before their names."""
@@ -35,18 +38,21 @@ def metadata_of(request: HttpRequest) -> Metadata:
 
 
 def timeout_of(request: HttpRequest) -> float | None:
-    """Return how many seconds the call may take by `Grpc-Timeout`, or None.
+    """Return how many seconds the call may take by `Grpc-Timeout`, or None, which zero and nothing are, too.
 
     Raises:
-        RpcError: It is no time.
+        RpcError: It is no time, or has passed.
     """
     value = request.headers.get(b"grpc-timeout")
-    if value is None:
+    if not value:
         return None
     match = _TIMEOUT.fullmatch(value)
-    if match is None:
+    if match is None or abs(int(match[1])) > _TIMEOUT_MAX:
         raise RpcError(Code.INVALID_ARGUMENT, f"invalid grpc-timeout: {value.decode('latin-1')}")
-    return int(match[1]) * _SECONDS[match[2]]
+    seconds = int(match[1]) * _SECONDS[match[2]]
+    if seconds < 0:
+        raise RpcError(Code.DEADLINE_EXCEEDED, "context deadline exceeded")
+    return min(seconds, _SECONDS_MAX) or None
 
 
 def _binary(name: bytes, value: bytes) -> bytes:
