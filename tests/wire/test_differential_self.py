@@ -318,7 +318,9 @@ def test_connection_that_breaks_is_an_answer(etcd: EtcdProcess) -> None:
 def test_deadline_ends_a_call_and_a_wait_for_nothing_ends(client: Client) -> None:
     with client.stream(WATCH) as stream, pytest.raises(TimeoutError):
         stream.receive(timeout=0.01)
-    with client.stream(WATCH, timeout=0.05) as stream, pytest.raises(RpcFailure, match=r"(?i)deadline.exceeded"):
+    # Of two that see it pass, etcd may be the first: it resets the stream then.
+    is_over = pytest.raises(RpcFailure, match=r"(?i)deadline.exceeded|RST_STREAM with error code 8")
+    with client.stream(WATCH, timeout=0.05) as stream, is_over:
         stream.receive()
 
 

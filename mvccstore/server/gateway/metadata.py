@@ -11,7 +11,7 @@ from mvccstore.server.transport.http1 import HttpRequest
 from mvccstore.server.transport.status import Code, RpcError
 
 _PREFIX = b"grpc-metadata-"
-_TIMEOUT = re.compile(rb"([+-]?[0-9]+)([HMSmun])")
+_TIMEOUT = re.compile(rb"([+-]?[0-9]{1,100})([HMSmun])")
 _TIMEOUT_MAX = 2**63 - 1
 """Of any unit, as etcd reads an integer."""
 _SECONDS_MAX = 99_999_999 * 3600.0
