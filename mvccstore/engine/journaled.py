@@ -87,6 +87,7 @@ def carry_over_left(engine: LmdbEngine) -> None:
         layer.count += len(operations)
     if layer.count:
         _carry(engine, layer)
+        engine.sync()  # whatever it was opened with: what the journal has is on disk, and the journal goes
 
 
 def _carry(engine: LmdbEngine, layer: Layer) -> None:
@@ -113,6 +114,16 @@ def _carry(engine: LmdbEngine, layer: Layer) -> None:
             return
 
 
+def _open_journals(path: str, *, sync_commits: bool) -> tuple[Journal, Journal]:
+    name, other = journal_names(path)
+    first = Journal(path, name, sync_commits=sync_commits)
+    try:
+        return first, Journal(path, other, sync_commits=sync_commits)
+    except BaseException:
+        first.close(is_done=True)
+        raise
+
+
 class JournaledEngine:
     """LMDB and a journal under a store.
 
@@ -126,8 +137,7 @@ class JournaledEngine:
     def __init__(self, base: LmdbEngine, *, sync_commits: bool) -> None:
         self.path = base.path
         self.base = base
-        first, second = (Journal(base.path, name, sync_commits=sync_commits) for name in journal_names(base.path))
-        self._journal, self._aside = first, second
+        self._journal, self._aside = _open_journals(base.path, sync_commits=sync_commits)
         # Held by who carries over, and taken before the next one.
         self._carrying = threading.RLock()
         # Guards _writer, _shown, and which journal is which; held for a few instructions. Re-entrant, for a signal

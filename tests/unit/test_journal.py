@@ -318,6 +318,28 @@ def test_what_is_left_is_carried_over(path: Path, open_engine: Open, options: di
     reader.close()
 
 
+def test_what_was_synced_stays_so_whoever_carries_it_over(
+    path: Path, open_engine: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, _ = filled(open_engine)
+    kill(engine)
+    done: list[str] = []
+    sync, remove = LmdbEngine.sync, journaled.remove_journal
+
+    def synced(self: LmdbEngine) -> None:
+        sync(self)
+        done.append("synced")
+
+    def removed(path: str) -> None:
+        remove(path)
+        done.append("removed")
+
+    monkeypatch.setattr(LmdbEngine, "sync", synced)
+    monkeypatch.setattr(journaled, "remove_journal", removed)
+    open_lmdb(EngineOptions(str(path), sync_commits=False)).close()
+    assert done == ["synced", "removed"]
+
+
 def test_carrying_over_twice_changes_nothing(path: Path, open_engine: Open) -> None:
     engine, seen = filled(open_engine)
     kill(engine)
@@ -491,6 +513,7 @@ def test_journal_that_cannot_be_made_is_a_storage_error(path: Path) -> None:
     with pytest.raises(StorageError) as caught:
         open_journaled_store(path)
     assert caught.value.path == str(path)
+    assert not Path(journal_names(str(path))[0]).exists()
     Path(journal_names(str(path))[1]).rmdir()
     open_journaled_store(path).close()
 
