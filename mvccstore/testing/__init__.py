@@ -4,6 +4,7 @@
     etcd            a running etcd: `with mvccstore.testing.etcd() as etcd:`; see `etcd_server.Etcd`
     Model           says what a store must answer
     check_history   whether what clients saw, of any etcd, is what an etcd promises; see `history`
+    record          a recorder before a real etcd: `with mvccstore.testing.record("host:2379", "file") as recorder:`
     compare         whether an etcd and a server of ours answer generated workloads alike; see `comparing`
 
 Nothing in here is imported by the rest of the package.
@@ -17,7 +18,17 @@ from mvccstore.testing.clock import FakeClock
 from mvccstore.testing.history import Recording, check_history
 from mvccstore.testing.model import Model, ModelTxn, ModelView
 
-__all__ = ["FakeClock", "Model", "ModelTxn", "ModelView", "Recording", "check_history", "compare", "etcd"]
+__all__ = [
+    "FakeClock",
+    "Model",
+    "ModelTxn",
+    "ModelView",
+    "Recording",
+    "check_history",
+    "compare",
+    "etcd",
+    "record",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -26,6 +37,10 @@ def __getattr__(name: str) -> Any:
         from mvccstore.testing.etcd_server import Etcd
 
         return Etcd
+    if name == "record":
+        from mvccstore.testing.recorder import Recorder
+
+        return Recorder
     if name == "compare":
         from mvccstore.testing.comparing import compare
 
