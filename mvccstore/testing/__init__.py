@@ -5,6 +5,7 @@
     Model           says what a store must answer
     check_history   whether what clients saw, of any etcd, is what an etcd promises; see `history`
     record          a recorder before a real etcd: `with mvccstore.testing.record("host:2379", "file") as recorder:`
+    Replay          a cassette, which a recorder has written, to be served: `mvccstore.testing.etcd(replay="file")`
     compare         whether an etcd and a server of ours answer generated workloads alike; see `comparing`
 
 Nothing in here is imported by the rest of the package.
@@ -24,6 +25,7 @@ __all__ = [
     "ModelTxn",
     "ModelView",
     "Recording",
+    "Replay",
     "check_history",
     "compare",
     "etcd",
@@ -41,6 +43,10 @@ def __getattr__(name: str) -> Any:
         from mvccstore.testing.recorder import Recorder
 
         return Recorder
+    if name == "Replay":
+        from mvccstore.testing.replayer import Replay
+
+        return Replay
     if name == "compare":
         from mvccstore.testing.comparing import compare
 
