@@ -7,7 +7,7 @@ from google.protobuf.message import Message
 
 from mvccstore.server.messages import kv, rpc
 from mvccstore.testing.names import Name, Shapes, Ties
-from mvccstore.testing.touching import Written, keys_of, read_keys
+from mvccstore.testing.touching import Leases, Written, keys_of, read_keys, written_keys
 from tests.testing.recording_kit import KV, create, get, put
 
 UUIDS = [f"3f2504e0-4f89-11d3-9a0c-0305e82c330{number}" for number in range(4)]
@@ -129,3 +129,19 @@ def test_ranges_meet(one: tuple[bytes, bytes], other: tuple[bytes, bytes], do_me
         asked = read_keys(get(reads[0], range_end=reads[1]))
         assert written.of(asked) == [7] * do_meet
         assert (written.newest(asked, 6), written.newest(asked, 8)) == (0, 7 * do_meet)
+
+
+def test_what_txns_within_txns_read_and_write() -> None:
+    def within(op: rpc.RequestOp) -> rpc.TxnRequest:
+        inner = rpc.RequestOp(request_txn=rpc.TxnRequest(success=[op], failure=[op]))
+        return rpc.TxnRequest(success=[inner], failure=[rpc.RequestOp(request_put=put(b"never"))])
+
+    assert read_keys(within(rpc.RequestOp(request_range=get(b"a")))) == (keys_of(b"a"),) * 2
+    removed = rpc.ResponseOp(response_delete_range=rpc.DeleteRangeResponse(deleted=1))
+    inner = rpc.ResponseOp(response_txn=rpc.TxnResponse(succeeded=False, responses=[removed]))
+    answer = rpc.TxnResponse(succeeded=True, responses=[inner])
+    request = within(rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=b"b", range_end=b"c")))
+    assert written_keys(request, answer, Leases()) == (keys_of(b"b", b"c"),)
+    leases = Leases()
+    leases.note(within(rpc.RequestOp(request_put=put(b"d", lease=7))))
+    assert set(leases.keys(7)) == {keys_of(b"d")}

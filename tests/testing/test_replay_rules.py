@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mvccstore.server.messages import METHODS, rpc
+from mvccstore.server.messages import METHODS, kv, rpc
 from mvccstore.server.server import ServerOptions
 from mvccstore.server.transport.limits import TransportLimits
 from mvccstore.server.transport.status import Code
@@ -374,6 +374,48 @@ def test_a_watch_that_its_server_has_ended(path: Path) -> None:
             said = [outcome(watch.receive) for _ in range(2)]
     with replayed(path) as (_, client), client.stream(WATCH, [create(b"a", start_revision=2)]) as watch:
         assert [outcome(watch.receive) for _ in range(2)] == said
+
+
+CREATED = rpc.WatchResponse(created=True).SerializeToString()
+
+
+def test_a_stream_of_watches_that_broke(path: Path) -> None:
+    """It breaks again, when its watches have been told what they were told before."""
+    event = rpc.WatchResponse(header=rpc.ResponseHeader(revision=2), events=[kv.Event(kv=kv.KeyValue(mod_revision=2))])
+    requests = [create(key).SerializeToString() for key in (b"a", b"b")]
+    parts = [("request", requests[0]), ("answer", CREATED), ("request", requests[1])]
+    other = rpc.WatchResponse(created=True, watch_id=1).SerializeToString()
+    written(path, WATCH, *parts, ("answer", other), ("answer", event.SerializeToString()), end="upstream")
+    with replayed(path) as (_, client), client.stream(WATCH, [create(b"a")]) as watch:
+        assert [len(answer.events) for answer in watch.take(2)] == [0, 1]
+        assert nothing_comes_but_gaps(client, watch)
+        watch.send(create(b"b"))
+        assert watch.receive().created
+        assert "UNAVAILABLE" in str(outcome(watch.receive))
+
+
+def nothing_comes_but_gaps(client: Client, stream: Stream) -> bool:
+    with pytest.raises(RpcFailure):
+        client.unary(KV + "Range", get(b"turn"))
+    return not stream.pending()
+
+
+def test_a_watch_that_was_never_made(path: Path) -> None:
+    written(path, WATCH, ("request", create(b"a").SerializeToString()), end="")
+    with replayed(path) as (server, client), client.stream(WATCH, [create(b"a")]) as watch:
+        assert nothing_comes_but_gaps(client, watch)
+        assert server.unused == []
+        assert len(server.gaps) == 1
+
+
+def test_a_watch_that_does_not_read_is_told_no_more_than_it_takes(path: Path) -> None:
+    row = kv.KeyValue(key=b"a", value=bytes(100_000), mod_revision=2)
+    event = rpc.WatchResponse(header=rpc.ResponseHeader(revision=2), events=[kv.Event(kv=row)]).SerializeToString()
+    request = create(b"a").SerializeToString()
+    written(path, WATCH, ("request", request), ("answer", CREATED), *[("answer", event)] * 100, end="")
+    options = ServerOptions(transport=TransportLimits(queued_bytes_max=1 << 20))
+    with replayed(path, options=options) as (_, client), client.stream(WATCH, [create(b"a")]) as watch:
+        assert [outcome(watch.receive) for _ in range(101)] == [CREATED, *[event] * 100]
 
 
 def test_progress_is_told_again(path: Path) -> None:
