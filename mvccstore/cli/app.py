@@ -20,6 +20,7 @@ from mvccstore.cli import (
     locking,
     past,
     reading,
+    recording,
     serving,
     watching,
     writing,
@@ -122,6 +123,8 @@ for _command in (
     files.check,
     serving.serve,
     comparing.compare,
+    recording.record,
+    recording.replay,
     demo.demo,
     completion.completion,
 ):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args
 
 from mvccstore.clock import Clock, SystemClock
 from mvccstore.engine import IN_MEMORY
@@ -15,8 +16,10 @@ from mvccstore.errors import StoreError
 from mvccstore.opening import open_store
 from mvccstore.rewind import Mark, mark
 from mvccstore.server.auth.gate import AuthOptions
+from mvccstore.server.persona import Version
 from mvccstore.server.server import Server, ServerOptions
 from mvccstore.server.serving import Serving, serve
+from mvccstore.server.transport.call import Method
 from mvccstore.server.transport.tls import TLSOptions
 from mvccstore.store import Store
 from mvccstore.testing.access import Access, check_access, set_up
@@ -26,7 +29,8 @@ from mvccstore.testing.clock import FakeClock
 from mvccstore.testing.contents import Contents, load, snapshot
 from mvccstore.testing.faults import Faults
 from mvccstore.testing.loop import call_on, run_on, shared_loop
-from mvccstore.testing.report import final_contents, last_calls, open_streams
+from mvccstore.testing.replayer import Gap, Replay, Unused
+from mvccstore.testing.report import final_contents, last_calls, open_streams, replayed
 from mvccstore.testing.tap import Tap
 from mvccstore.testing.tokens import IssuedTokens
 
@@ -72,12 +76,15 @@ class Etcd(Assertions):
         auth: Users, with whom authentication is on: `{"alice": "password"}`; see `mvccstore.testing.access`.
         tls: Serve TLS, with a certificate of its own (`ca_file`), or as these options say.
         port: The TCP port; 0 has one chosen.
+        host: What to listen on.
         options: How it behaves; see `mvccstore.server.ServerOptions`.
         version: The etcd it behaves as, `3.4`, `3.5` or `3.6`; None for what `options` say, or 3.6.
+        replay: A cassette that calls are answered from, instead of a store: a file that `mvccstore record` has written,
+            or a `Replay` of one. See `gaps`.
 
     Raises:
-        ValueError: A setting is none.
-        OSError: The port is taken; when it is started.
+        ValueError: A setting is none, or of no use for a replay; `CassetteError` if the file is no cassette.
+        OSError: The cassette cannot be read; the port is taken, when it is started.
 
     >>> with Etcd(contents={"a": "1"}) as etcd:
     ...     etcd.snapshot()["keys"]
@@ -93,8 +100,10 @@ class Etcd(Assertions):
         auth: Access | None = None,
         tls: bool | TLSOptions = False,
         port: int = 0,
+        host: str = "127.0.0.1",
         options: ServerOptions | None = None,
         version: str | None = None,
+        replay: str | os.PathLike[str] | Replay | None = None,
     ) -> None:
         if clock not in {"real", "virtual"} and not isinstance(clock, FakeClock):
             msg = f"clock is {clock!r}, neither 'real' nor 'virtual' nor a FakeClock"
@@ -109,9 +118,16 @@ class Etcd(Assertions):
         self._tls = tls
         self._files: TemporaryDirectory[str] | None = None
         self._begun: Mark | None = None
-        self._port = port
+        self._host, self._port = host, port
         # The least that bcrypt takes: a password of a test is no secret, and costs 1 ms so, not 60.
         self._options = options or ServerOptions(grace_seconds=0.0, auth=AuthOptions(bcrypt_cost=4))
+        self._replay: Replay | None = None
+        if replay is not None:
+            if store is not None or contents is not None or auth is not None:
+                msg = "a replay has neither a store nor contents nor users: all answers come from its cassette"
+                raise ValueError(msg)
+            self._replay = replay if isinstance(replay, Replay) else Replay(replay)
+            self._options = _options_of(self._replay, self._options)
         if version is not None:
             self._options = replace(self._options, version=version)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -207,6 +223,50 @@ class Etcd(Assertions):
             raise RuntimeError(msg)
         return self._serving
 
+    # Replaying
+
+    @staticmethod
+    def replay(cassette: str | os.PathLike[str] | Replay, **settings: Any) -> Etcd:
+        """Return an etcd that answers from a cassette: `Etcd(replay=cassette, ...)`."""
+        return Etcd(replay=cassette, **settings)
+
+    @property
+    def _replaying(self) -> Replay:
+        if self._replay is None:
+            msg = "this etcd does not replay a cassette; start it with replay=FILE"
+            raise RuntimeError(msg)
+        return self._replay
+
+    @property
+    def gaps(self) -> list[Gap]:
+        """What was asked, and is not in the cassette: those calls have failed with FAILED_PRECONDITION.
+
+        Raises:
+            RuntimeError: It does not replay one; as the others here.
+        """
+        return self._replaying.gaps
+
+    @property
+    def unused(self) -> list[Unused]:
+        """What is in the cassette, and was not asked."""
+        return self._replaying.unused
+
+    def assert_replayed(self) -> None:
+        """Raise `AssertionError` if something was asked that is not in the cassette, or not asked that is in it."""
+        replay = self._replaying
+        assert not replay.gaps and not replay.unused, replayed(replay)  # noqa: PT018 - one text for both
+
+    def catch_up(self, revision: int | None = None) -> None:
+        """Have clients be told what came of the recorded writes up to a revision, None for all, though not all are done.
+
+        For a test that replays one of several programs that were recorded together: the others' writes do not come.
+        """
+        replay = self._replaying
+        self.call(lambda: replay.catch_up(revision))
+
+    def _intercept(self, method: Method) -> Method:
+        return self._tap.intercept(method if self._replay is None else self._replay.intercept(method))
+
     # Looking in
 
     def call(self, function: Callable[[], T]) -> T:
@@ -259,6 +319,8 @@ class Etcd(Assertions):
     def reset(self) -> None:
         """Make it what it was when it was started, initial contents included; forget its calls, end its faults.
 
+        A replay begins anew.
+
         Raises:
             StoreError: Its store is not in memory.
         """
@@ -266,6 +328,8 @@ class Etcd(Assertions):
             msg = f"{self.store.path} cannot go back: only a store in memory can"
             raise StoreError(msg)
         self.faults.clear()
+        if self._replay is not None:
+            self.call(self._replay.rewind)
         self.rewind(self._begun)
         self.calls.clear()
 
@@ -276,7 +340,9 @@ class Etcd(Assertions):
         name = f"etcd at {self.endpoint}"
         return [
             (f"{name}: last calls", last_calls(self.calls)),
-            (f"{name}: contents", final_contents(self.store)),
+            (f"{name}: contents", final_contents(self.store))
+            if self._replay is None
+            else (f"{name}: replay", replayed(self._replay)),
             (f"{name}: open streams", open_streams(self.calls)),
         ]
 
@@ -296,8 +362,9 @@ class Etcd(Assertions):
                 load(store, self._contents)
             serving = serve(
                 store,
+                host=self._host,
                 port=self._port,
-                options=replace(self._options, intercept=self._tap.intercept, tls=self._tls_options()),
+                options=replace(self._options, intercept=self._intercept, tls=self._tls_options()),
                 clock=self._time,
             )
             run_on(loop, serving.start())
@@ -350,3 +417,14 @@ class Etcd(Assertions):
 
     async def __aexit__(self, *exc_info: object) -> None:
         await asyncio.to_thread(self.stop)
+
+
+def _options_of(replay: Replay, options: ServerOptions) -> ServerOptions:
+    """Return options by which a server says it is the etcd that was recorded, and behaves so."""
+    release = replay.cassette.etcd
+    if not release:
+        return options
+    minor = ".".join(release.split(".")[:2])
+    known = get_args(Version)
+    identity = replace(options.identity, version=release)
+    return replace(options, identity=identity, version=minor if minor in known else known[-1])

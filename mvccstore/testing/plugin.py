@@ -10,11 +10,15 @@ go by that clock. The ini option `mvccstore_etcd_scope = session`, or `scope="se
 same settings share one server, as it is left by the one before; `etcd.reset()` empties it. The ini option
 `mvccstore_etcd_version = 3.5`, or `version="3.5"` in the marker, has servers behave as that etcd.
 
+`@pytest.mark.etcd(replay="cassette.jsonl")` has calls answered from what `mvccstore record` has written: a file beside
+the test's, or a path.
+
 When a test fails, the last calls, the contents and the open streams of its servers are printed.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -41,7 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Say what the marker is."""
     config.addinivalue_line(
         "markers",
-        "etcd(*, scope, clock, auth, tls, contents, version, options): settings of the fixture `etcd`;"
+        "etcd(*, scope, clock, auth, tls, contents, version, replay, options): settings of the fixture `etcd`;"
         " see mvccstore.testing.etcd",
     )
     config.stash[_shared] = {}
@@ -98,6 +102,9 @@ def etcd(request: pytest.FixtureRequest) -> Iterator[Any]:
     clock = _clock(request)
     if clock is not None:
         settings["clock"] = clock
+    if isinstance(settings.get("replay"), str | os.PathLike):
+        beside = request.path.parent / settings["replay"]
+        settings["replay"] = str(beside if beside.exists() else settings["replay"])
     server = _shared_server(request.config, settings) if scope == "session" else _new_server(settings)
     request.node.stash.setdefault(_servers, []).append(server)
     try:

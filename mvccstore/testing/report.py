@@ -7,6 +7,8 @@ from google.protobuf import text_format
 from mvccstore.store import Store
 from mvccstore.testing.calls import Calls, RecordedCall
 from mvccstore.testing.contents import as_text
+from mvccstore.testing.replayer import Replay
+from mvccstore.testing.secrets import redacted
 from mvccstore.types import KeyRange
 
 CALLS_SHOWN = 20
@@ -39,7 +41,7 @@ def describe(call: RecordedCall) -> str:
 
 
 def _request(call: RecordedCall) -> str:
-    shown = "; ".join(text_format.MessageToString(request, as_one_line=True) for request in call.requests[:3])
+    shown = "; ".join(text_format.MessageToString(redacted(request), as_one_line=True) for request in call.requests[:3])
     more = f"; {len(call.requests) - 3} more" if len(call.requests) > 3 else ""
     return (shown if len(shown) <= _CHARACTERS_MAX else f"{shown[:_CHARACTERS_MAX]}...") + more
 
@@ -61,3 +63,13 @@ def final_contents(store: Store) -> str:
 def open_streams(calls: Calls) -> str:
     """Return the streams that are open, one a line: watches, keep-alives, and what waits."""
     return "\n".join(describe(call) for call in calls.under_way()) or "none"
+
+
+def replayed(replay: Replay) -> str:
+    """Return what a replay lacked, and what of it was not asked for, one a line."""
+    lines = [replay.cassette.path]
+    for title, found in (("not in the cassette", replay.gaps), ("not asked for", replay.unused)):
+        lines += [f"{title}: {each}" for each in found[:KEYS_SHOWN]]
+        if len(found) > KEYS_SHOWN:
+            lines.append(f"... {len(found) - KEYS_SHOWN} more")
+    return "\n".join(lines if len(lines) > 1 else [*lines, "all of it was asked for, and nothing else"])

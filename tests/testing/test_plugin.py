@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
+
+from mvccstore.testing import etcd, record
 
 ROOT = Path(__file__).parents[2]
 CLIENT = """
@@ -249,3 +253,28 @@ def test_an_etcd_of_another_version(tmp_path: Path) -> None:
     run = Run(tmp_path, source, ini="mvccstore_etcd_version = 3.4")
     run.check(passed=4, errors=1)
     assert "the version is '3.3', not one of '3.4', '3.5', '3.6'" in run.output
+
+
+def test_a_cassette_beside_the_test_is_replayed_and_gaps_are_printed(tmp_path: Path) -> None:
+    with etcd() as upstream, record(upstream.endpoint, tmp_path / "tape.jsonl") as recorder:
+        body = b'{"key": "YQ==", "value": "MQ=="}'
+        urllib.request.urlopen(recorder.url + "/v3/kv/put", body).close()
+    source = """
+        import pytest
+
+        pytestmark = pytest.mark.etcd(replay="tape.jsonl")
+
+        def test_it(etcd):
+            assert put(etcd, "a", "1") == 2
+            etcd.assert_replayed()
+
+        def test_another(etcd):
+            assert len(etcd.unused) == 1
+            put(etcd, "b", "1")
+    """
+    run = Run(tmp_path, source)
+    run.check(passed=1, failed=1)
+    assert re.search(r"-+ etcd at 127.0.0.1:\d+: replay -+\n.*tape.jsonl\n", run.output)
+    nearest = 'the nearest is line 3: KV.Put(key: "a" value: "1")'
+    assert f'not in the cassette: KV.Put(key: "b" value: "1"); {nearest}' in run.output
+    assert 'not asked for: line 3: KV.Put(key: "a" value: "1")' in run.output
