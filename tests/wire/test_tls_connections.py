@@ -112,9 +112,9 @@ def test_grpc_and_http_share_a_port(secured: Secured, authority: Authority) -> N
 
 
 @pytest.mark.parametrize(
-    ("offered", "chosen"), [([], None), (["h2"], "h2"), (["http/1.1"], "http/1.1"), (["h2", "http/1.1"], "http/1.1")]
+    ("offered", "chosen"), [([], None), (["h2"], "h2"), (["http/1.1"], "http/1.1"), (["http/1.1", "h2"], "h2")]
 )
-def test_who_offers_both_protocols_gets_the_one_that_has_pages(
+def test_who_offers_both_protocols_gets_the_newer_one(
     secured: Secured, authority: Authority, offered: list[str], chosen: str | None
 ) -> None:
     with (

@@ -216,8 +216,7 @@ def _new_context(options: TLSOptions) -> ssl.SSLContext:
         context.set_ciphers(":".join(suites))
     # Not asked for on a terminal: a key with a passphrase is one that cannot be read.
     context.load_cert_chain(options.cert_file, options.key_file, password=lambda: b"")
-    # Clients of gRPC offer h2 alone. Who offers both can do without: pages are served over HTTP/1.1.
-    context.set_alpn_protocols(["http/1.1", "h2"])
+    context.set_alpn_protocols(["h2", "http/1.1"])
     if options.needs_client_cert:
         context.verify_mode = ssl.CERT_REQUIRED
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # whoever is trusted need be no root
