@@ -178,7 +178,7 @@ class Handshakes:
         if options.crl_file or options.allowed_names or options.allowed_hostnames:
             shown = secured.getpeercert() or {}
             if options.crl_file:
-                self._check_serial(int(str(shown.get("serialNumber", "0")), 16))
+                self._check_serial(int(str(shown["serialNumber"]), 16))
             if options.allowed_names:
                 is_wanted = not set(options.allowed_names).isdisjoint(_common_names(shown)[-1:])
             else:
