@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from google.protobuf import text_format
+from google.protobuf.message import Message
 
 from mvccstore.store import Store
 from mvccstore.testing.calls import Calls, RecordedCall
@@ -12,6 +13,7 @@ from mvccstore.types import KeyRange
 CALLS_SHOWN = 20
 KEYS_SHOWN = 50
 _CHARACTERS_MAX = 200
+_SECRETS = ("password", "hashedPassword")
 
 
 def last_calls(calls: Calls) -> str:
@@ -39,9 +41,20 @@ def describe(call: RecordedCall) -> str:
 
 
 def _request(call: RecordedCall) -> str:
-    shown = "; ".join(text_format.MessageToString(request, as_one_line=True) for request in call.requests[:3])
+    shown = "; ".join(map(_message, call.requests[:3]))
     more = f"; {len(call.requests) - 3} more" if len(call.requests) > 3 else ""
     return (shown if len(shown) <= _CHARACTERS_MAX else f"{shown[:_CHARACTERS_MAX]}...") + more
+
+
+def _message(request: Message) -> str:
+    # What a test prints is often kept, and read by others: passwords are not in it.
+    for name in _SECRETS:
+        if getattr(request, name, ""):
+            copy = type(request)()
+            copy.CopyFrom(request)
+            setattr(copy, name, "...")
+            request = copy
+    return text_format.MessageToString(request, as_one_line=True)
 
 
 def final_contents(store: Store) -> str:

@@ -140,6 +140,46 @@ def test_markers_give_settings_and_the_nearest_counts(tmp_path: Path) -> None:
     Run(tmp_path, source).check(passed=3)
 
 
+def test_users_and_tls_by_one_marker(tmp_path: Path) -> None:
+    (tmp_path / "contents.json").write_text('{"public/a": "1", "secret": "2"}')
+    source = """
+        import ssl
+        import pytest
+
+        MARKED = pytest.mark.etcd(
+            auth={"alice": "pw", "bob": {"password": "b", "read": ["public/"]}},
+            tls=True,
+            clock="virtual",
+            contents="contents.json",
+        )
+
+        @MARKED
+        def test_it(etcd):
+            assert etcd.url.startswith("https://") and etcd.env["ETCDCTL_CACERT"] == etcd.ca_file
+            alice, bob = etcd.client(user="alice"), etcd.client(user="bob")
+            assert (alice.get("secret"), bob.get("public/a")) == ([b"2"], [b"1"])
+            with pytest.raises(Exception):
+                bob.get("secret")
+            etcd.clock.advance(301)  # so long do tokens last
+            with pytest.raises(Exception):
+                alice.get("secret")
+            assert etcd.client(user="alice").get("secret") == [b"2"]
+            with pytest.raises(ssl.SSLCertVerificationError):
+                import socket
+                context = ssl.create_default_context()
+                with socket.create_connection((etcd.host, etcd.port)) as plain:
+                    context.wrap_socket(plain, server_hostname="localhost")
+
+        @MARKED
+        def test_failing(etcd):
+            etcd.client(user="bob")
+            assert False
+    """
+    run = Run(tmp_path, source)
+    run.check(passed=1, failed=1)
+    assert '#1 Auth.Authenticate(name: "bob" password: "...") -> OK' in run.output
+
+
 def test_the_clock_is_that_of_all_who_are_asked_for_with_it(tmp_path: Path) -> None:
     source = """
         def test_it(etcd, mvccstore, mvccstore_clock):
