@@ -308,6 +308,31 @@ def test_cipher_suites_are_those_that_were_asked_for(secured: Secured, authority
             handshake(server.port, context)
 
 
+@pytest.mark.parametrize(
+    ("cipher", "is_in"),
+    [
+        ("ECDHE-ECDSA-AES128-GCM-SHA256", True),
+        ("ECDHE-ECDSA-CHACHA20-POLY1305", True),
+        ("ECDHE-ECDSA-AES256-SHA", True),
+        ("ECDHE-ECDSA-AES128-SHA256", False),
+        ("AES128-GCM-SHA256", False),
+    ],
+)
+def test_without_a_choice_cipher_suites_are_gos(
+    secured: Secured, authority: Authority, cipher: str, is_in: bool
+) -> None:
+    context = client_context(authority)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(cipher)
+    with secured() as server:
+        if is_in:
+            with handshake(server.port, context) as secure:
+                assert (secure.cipher() or ("",))[0] == cipher
+        else:
+            with pytest.raises(ssl.SSLError, match="handshake failure"):
+                handshake(server.port, context)
+
+
 @pytest.mark.usefixtures("loop")
 @pytest.mark.parametrize(
     "sent",

@@ -38,6 +38,12 @@ _SUITES = frozenset(
 )
 _SUITES_1_3 = frozenset({"TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"})
 _HTTP2_SUITES = ("TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256", "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256")
+_DEFAULT_SUITES = [
+    f"TLS_ECDHE_{kind}_WITH_{name}"
+    for name in ("AES_128_GCM_SHA256", "AES_256_GCM_SHA384", _CHACHA[0], "AES_128_CBC_SHA", "AES_256_CBC_SHA")
+    for kind in ("ECDSA", "RSA")
+]
+"""Go's, and so etcd's: each with keys of its own for every connection."""
 _SPELLINGS = (
     ("POLY1305_SHA256", "POLY1305"),
     ("3DES_EDE_CBC", "DES_CBC3"),
@@ -79,7 +85,7 @@ class TLSOptions:
     max_version: str = ""
     """TLS1.2 or TLS1.3; the newest by default."""
     cipher_suites: tuple[str, ...] = ()
-    """For TLS 1.2, by their names in RFC 5246 and the like, best first; OpenSSL's choice by default."""
+    """For TLS 1.2, by their names in RFC 5246 and the like, best first; Go's choice by default."""
 
     def __post_init__(self) -> None:
         problem = self._problem()
@@ -211,9 +217,8 @@ def _new_context(options: TLSOptions) -> ssl.SSLContext:
         minimum = _NEWEST
     context.minimum_version = _VERSIONS[minimum]
     context.maximum_version = _VERSIONS[options.max_version or _NEWEST]
-    suites = [_openssl_name(name) for name in options.cipher_suites if name not in _SUITES_1_3]
-    if suites:
-        context.set_ciphers(":".join(suites))
+    suites = [name for name in options.cipher_suites if name not in _SUITES_1_3]
+    context.set_ciphers(":".join(map(_openssl_name, suites or _DEFAULT_SUITES)))
     # Not asked for on a terminal: a key with a passphrase is one that cannot be read.
     context.load_cert_chain(options.cert_file, options.key_file, password=lambda: b"")
     context.set_alpn_protocols(["h2", "http/1.1"])
