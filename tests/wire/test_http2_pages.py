@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mvccstore.server.transport.dates import Dates
 from mvccstore.server.transport.exchange import TEXT, BodyReceiver, Exchange
@@ -22,7 +26,7 @@ from tests.wire.http2_kit import (
     unary,
 )
 
-PROTOCOL_ERROR, FLOW_CONTROL_ERROR, ENHANCE_YOUR_CALM = 1, 3, 11
+PROTOCOL_ERROR, INTERNAL_ERROR, FLOW_CONTROL_ERROR, ENHANCE_YOUR_CALM = 1, 2, 3, 11
 LIMITS = TransportLimits(window_bytes=65_535, http_body_seconds=30.0, http_linger_seconds=2.0)
 
 
@@ -355,3 +359,64 @@ def test_without_pages_grpc_refuses_what_is_not_for_it() -> None:
     session.send(ask(1, b"/health"))
     assert session.answers[1].head[b":status"] == b"415"
     assert session.answers[1].status == (3, 'invalid gRPC request content-type ""')
+
+
+_PATHS = [b"/a", b"/open", b"/no", b"/bug", b"/big?70000", b"/%zz", b"/t.T/Echo"]
+_LENGTHS = [(), ((b"content-length", b"5"),), ((b"content-length", b"400000"),)]
+_STEPS = st.one_of(
+    st.tuples(st.just("ask"), st.sampled_from(_PATHS), st.sampled_from(_LENGTHS), st.booleans()),
+    st.tuples(st.just("data"), st.integers(0, 5), st.integers(0, 16_384), st.booleans()),
+    st.tuples(st.just("reset"), st.integers(0, 5)),
+    st.tuples(st.just("grant"), st.integers(0, 5), st.integers(1, 100_000)),
+    st.tuples(st.just("window"), st.integers(0, 200_000)),
+    st.tuples(st.just("time"), st.floats(0.1, 40.0)),
+    st.tuples(st.just("write"), st.integers(0, 5), st.integers(0, 100_000)),
+    st.tuples(st.just("finish"), st.integers(0, 5)),
+    st.tuples(st.just("read"), st.booleans()),
+)
+
+
+@given(st.lists(_STEPS, max_size=40))
+def test_whatever_a_client_does_nothing_is_left_of_it(steps: list[Any]) -> None:
+    limits = TransportLimits(window_bytes=65_535, http_body_seconds=30.0, received_bytes_max=200_000)
+    session, site = connect(limits)
+    session.change(initial_window=100_000)
+    opened = 0
+    for step in steps:
+        stream = 2 * step[1] + 1 if step[0] in {"data", "reset", "grant"} else 0
+        match step:
+            case ("ask", path, lengths, is_end):
+                opened += 1
+                session.send(ask(2 * opened - 1, path, *lengths, method=b"POST", end=is_end))
+            case ("data", number, size, is_end) if number < opened:
+                session.send(pack(DATA, END_STREAM if is_end else 0, stream, bytes(size)))
+            case ("reset", number) if number < opened:
+                session.send(reset(stream))
+                session._closed.add(stream)
+            case ("grant", number, increment) if number < opened:
+                session.grant(stream, increment)
+                session.grant(0, increment)
+            case ("window", size):
+                session.change(initial_window=size)
+            case ("time", seconds):
+                session.loop.advance(seconds)
+                session.step()
+            case ("write", number, size) if number < len(site.exchanges) and site.exchanges[number].has_begun:
+                site.exchanges[number].write(bytes(size))
+                session.step()
+            case ("finish", number) if number < len(site.exchanges) and site.exchanges[number].has_begun:
+                site.exchanges[number].finish()
+                session.step()
+            case ("read", True):
+                session.transport.read_again()
+                session.step()
+            case ("read", False):
+                session.transport.is_read = False
+            case _:
+                pass
+    session.hang_up()
+    session.check_clean()
+    assert session.goaway is None or session.goaway.code != INTERNAL_ERROR
+    # Who was served and did not answer was told, once.
+    answered = sum(exchange.is_done for exchange in site.exchanges)
+    assert answered == len(site.exchanges)
