@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import ssl
 import subprocess
 from base64 import b64encode
@@ -206,3 +207,32 @@ def test_a_broken_handshake_ends_as_before(server: Serving, authority: Authority
         assert connection.getresponse().status == 200
         assert isinstance(connection.sock, ssl.SSLSocket)
         assert connection.sock.selected_alpn_protocol() is None
+
+
+@pytest.mark.parametrize(
+    ("agreed", "sent", "begins"),
+    [
+        ("h2", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n", b""),
+        ("http/1.1", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"HTTP/1.1 505"),
+        (None, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n", b"HTTP/1.1 200"),
+    ],
+)
+def test_what_was_agreed_on_is_spoken(
+    server: Serving, authority: Authority, agreed: str | None, sent: bytes, begins: bytes
+) -> None:
+    context = client_context(authority, alpn=[] if agreed is None else [agreed])
+    with (
+        socket.create_connection(("127.0.0.1", server.port), SECONDS) as plain,
+        context.wrap_socket(plain, server_hostname="127.0.0.1") as secure,
+    ):
+        secure.sendall(sent)
+        answer = b""
+        while part := secure.recv(10_000):
+            answer += part
+            if agreed != "h2" and len(answer) >= len(begins):
+                break
+        if agreed == "h2":
+            assert b"HTTP/1.1" not in answer
+            assert b"bad preface" in answer  # in its GOAWAY
+        else:
+            assert answer.startswith(begins)

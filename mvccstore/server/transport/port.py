@@ -103,9 +103,11 @@ class Port:
         self.rejected += 1
 
     def begin(self, transport: asyncio.Transport, first: bytes, peer: Peer) -> None:
-        """Choose the protocol of a connection by its first bytes."""
+        """Choose the protocol of a connection by what was agreed on in its handshake, or else by its first bytes."""
         protocol: asyncio.Protocol
-        if PREFACE.startswith(first[: len(PREFACE)]):
+        secured = transport.get_extra_info("ssl_object")
+        agreed = None if secured is None else secured.selected_alpn_protocol()
+        if agreed == "h2" or (agreed is None and PREFACE.startswith(first[: len(PREFACE)])):
             if not self._is_grpc and self._pages is None:
                 transport.abort()
                 return
