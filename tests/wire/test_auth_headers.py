@@ -99,11 +99,10 @@ def test_which_token_counts(tmp_path: Path) -> None:
         said: list[list[object]] = []
         for player in pair.players:
             tokens = {"root": player.names.value("token", ROOT), "bob": player.names.value("token", BOB)}
-            answers: list[object] = []
-            for headers in HEADERS:
-                answers.append(
-                    (headers, post(player.client.endpoint.target, "/v3/auth/user/list", filled(headers, tokens)))
-                )
+            target = player.client.endpoint.target
+            answers: list[object] = [
+                (headers, post(target, "/v3/auth/user/list", filled(headers, tokens))) for headers in HEADERS
+            ]
             for headers in METADATA:
                 try:
                     method = "/etcdserverpb.Auth/UserList"

@@ -153,6 +153,24 @@ def test_with_mutual_tls_only_the_authoritys_get_in(
     assert rejections(caplog) == ["tls: client didn't provide a certificate", "tls: certificate verify failed"]
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("needs_certificates", [False, True])
+def test_sessions_of_clients_with_certificates_are_not_taken_up_again(
+    secured: Secured, authority: Authority, known: Identity, version: ssl.TLSVersion, needs_certificates: bool
+) -> None:
+    context = client_context(authority, known)
+    context.maximum_version = version
+    options = {"trusted_ca_file": str(authority.file), "client_cert_auth": True} if needs_certificates else {}
+    with secured(**options) as server:
+        with handshake(server.port, context) as first:
+            session = first.session
+        plain = socket.create_connection(("127.0.0.1", server.port), SECONDS)
+        with context.wrap_socket(plain, server_hostname="127.0.0.1", session=session) as second:
+            second.sendall(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert second.recv(12) == b"HTTP/1.1 200"
+            assert second.session_reused is not needs_certificates
+
+
 def test_a_trusted_authority_alone_asks_for_certificates_too(secured: Secured, authority: Authority) -> None:
     with (
         secured(trusted_ca_file=str(authority.file)) as server,

@@ -224,6 +224,10 @@ def _new_context(options: TLSOptions) -> ssl.SSLContext:
     context.set_alpn_protocols(["h2", "http/1.1"])
     if options.needs_client_cert:
         context.verify_mode = ssl.CERT_REQUIRED
+        # OpenSSL looks at a certificate when a session begins and not when it is taken up again: one that has ended, or
+        # whose authority is trusted no more, would be good for hours.
+        context.num_tickets = 0
+        context.options |= ssl.OP_NO_TICKET
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # whoever is trusted need be no root
         if options.trusted_ca_file:
             context.load_verify_locations(options.trusted_ca_file)
