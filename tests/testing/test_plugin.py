@@ -217,6 +217,32 @@ def test_a_failed_test_prints_what_the_server_knows(tmp_path: Path) -> None:
     assert "unseen" not in run.output
 
 
+def test_a_failed_assertion_shows_the_line_of_the_test_and_the_difference(tmp_path: Path) -> None:
+    source = """
+        def test_contents(etcd):
+            put(etcd, "a", "1")
+            etcd.assert_contents({"a": "2", "b": "3"})
+
+        def test_put(etcd):
+            etcd.assert_put(prefix="orders/", times=2)
+
+        def test_wait(etcd):
+            etcd.wait_for("a", "1", timeout=0.01)
+    """
+    run = Run(tmp_path, source)
+    run.check(failed=3)
+    assert "assertions.py" not in run.output
+    for line in (
+        "E       - a = 2",
+        "E       + a = 1",
+        "E       - b = 3",
+        '>       etcd.assert_put(prefix="orders/", times=2)',
+    ):
+        assert line in run.output
+    assert "expected a put of b'orders/'* 2 times, there were 0" in run.output
+    assert "waited 0.01 s for a to be 1; it is not there" in run.output
+
+
 @pytest.mark.parametrize(
     ("marker", "message"),
     [
