@@ -9,33 +9,14 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
-from urllib.parse import unquote
 
-from mvccstore.server.transport.call import Metadata, Peer
+from mvccstore.server.transport.http1_head import HttpRequest
 
 Fields = Sequence[tuple[bytes, bytes]]
 TEXT: Fields = ((b"Content-Type", b"text/plain; charset=utf-8"), (b"X-Content-Type-Options", b"nosniff"))
 """The fields of an answer for people."""
-_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-
-
-@dataclass(frozen=True, slots=True)
-class HttpRequest:
-    """The head of a request."""
-
-    method: str
-    path: str
-    """Without escapes."""
-    query: str
-    """What follows the question mark, with its escapes."""
-    headers: Metadata
-    peer: Peer
-    is_secure: bool = False
-    """Whether it came over TLS."""
 
 
 class BodyReceiver(Protocol):
@@ -159,28 +140,3 @@ class Exchange:
 
 HttpHandler = Callable[[Exchange], BodyReceiver | None]
 """Begins to serve a request. What it raises is answered with 500."""
-
-
-class RefusedRequest(Exception):  # noqa: N818 - no error of ours
-    """What came is no request; how it is answered before the connection ends."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(status, message)
-        self.status = status
-        self.message = message
-
-
-def split_target(target: str) -> tuple[str, str]:
-    """Return path and query of a request target (RFC 9112 3.2).
-
-    Raises:
-        RefusedRequest: The path has a % that begins no escape.
-    """
-    if not target.startswith("/"):
-        scheme, separator, rest = target.partition("://")
-        if separator and scheme.lower() in {"http", "https"}:
-            target = "/" + rest.partition("/")[2]
-    path, _, query = target.partition("?")
-    if _BAD_ESCAPE.search(path):
-        raise RefusedRequest(400, "bad escape in the path")
-    return unquote(path, "latin-1"), query

@@ -23,12 +23,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from http import HTTPStatus
 from typing import cast
 
 import h11
 
-from mvccstore.server.transport.call import WRITABLE_BYTES, Metadata, Peer
+from mvccstore.server.transport.call import WRITABLE_BYTES, Peer
 from mvccstore.server.transport.dates import Dates
 from mvccstore.server.transport.exchange import (
     TEXT,
@@ -36,11 +35,9 @@ from mvccstore.server.transport.exchange import (
     Exchange,
     Fields,
     HttpHandler,
-    HttpRequest,
-    RefusedRequest,
     Successor,
-    split_target,
 )
+from mvccstore.server.transport.http1_head import Refused, reason_of, request_of
 from mvccstore.server.transport.limits import TransportLimits
 from mvccstore.server.transport.port import Connection, HttpFactory
 
@@ -186,10 +183,10 @@ class Http1Connection(asyncio.Protocol):
                 self.abort()
         elif self._is_reading_body:
             if not is_open_ended and waited > limits.http_body_seconds:
-                self._refuse(RefusedRequest(408, "the request takes too long"))
+                self._refuse(Refused(408, "the request takes too long"))
         elif self._has_part_of_head:
             if waited > limits.http_head_seconds:
-                self._refuse(RefusedRequest(408, "the request takes too long"))
+                self._refuse(Refused(408, "the request takes too long"))
         elif exchange is None and waited > limits.http_idle_seconds:
             self._close()
 
@@ -221,12 +218,12 @@ class Http1Connection(asyncio.Protocol):
                     break
         except h11.RemoteProtocolError as error:
             # What follows the colon would show the client's own bytes.
-            self._refuse(RefusedRequest(error.error_status_hint, str(error).partition(":")[0]))
-        except RefusedRequest as refused:
+            self._refuse(Refused(error.error_status_hint, str(error).partition(":")[0]))
+        except Refused as refused:
             self._refuse(refused)
         except Exception:  # noqa: BLE001 - ends this connection, and no other
             _log.exception("a request from %s ended by an error of ours", self._peer.address)
-            self._refuse(RefusedRequest(500, "internal error"))
+            self._refuse(Refused(500, "internal error"))
         finally:
             self._is_advancing = False
             self.flush()
@@ -266,35 +263,12 @@ class Http1Connection(asyncio.Protocol):
         self._is_reading_body = True
         self._since = self._loop.time()
         self._surplus = 0
-        request = self._request(event)
+        request = request_of(event, self._limits, self._peer, is_secure=self._is_secure)
         exchange = self._exchange = Exchange(self, request)
         exchange.switch = self._switch
         receiver = self._handler(exchange)
         # If it has been answered already, nobody wants the body.
         self._receiver = None if exchange.is_done else receiver
-
-    def _request(self, event: h11.Request) -> HttpRequest:
-        """Judge a head as far as `h11` has not.
-
-        Raises:
-            RefusedRequest: It must not be served.
-        """
-        pairs = tuple((bytes(name), bytes(value)) for name, value in event.headers)
-        headers = Metadata(pairs)
-        if sum(len(name) + len(value) for name, value in pairs) > self._limits.http_head_bytes_max:
-            raise RefusedRequest(431, "the head is too large")
-        if not event.http_version.startswith(b"1."):
-            raise RefusedRequest(505, "unsupported protocol version")
-        if headers.get(b"transfer-encoding") is not None:
-            if headers.get(b"content-length") is not None:
-                raise RefusedRequest(400, "both a length and an encoding")
-            if event.http_version == b"1.0":
-                raise RefusedRequest(400, "an encoding that HTTP/1.0 does not know")
-        expect = headers.get(b"expect")
-        if expect is not None and expect.lower() != b"100-continue":
-            raise RefusedRequest(417, "unknown expectation")
-        path, query = split_target(event.target.decode("latin-1"))
-        return HttpRequest(event.method.decode("ascii"), path, query, headers, self._peer, self._is_secure)
 
     def _note_surplus(self, count: int) -> None:
         """Count what nobody wants; the client must stop some time."""
@@ -345,7 +319,7 @@ class Http1Connection(asyncio.Protocol):
         # A client that waits for 100 Continue may send its body or not: nobody could say what the next bytes are.
         if self._is_draining or self._has_eof or self._h11.they_are_waiting_for_100_continue:
             extra.append(_CLOSE)
-        reason = _reason(status)
+        reason = reason_of(status)
         response = h11.Response(status_code=status, headers=[*exchange.fields, *fields, *extra], reason=reason)
         self._out.append(self._h11.send(response) or b"")
 
@@ -389,7 +363,7 @@ class Http1Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None or exchange.is_done or exchange.has_begun:
             return
-        response = h11.InformationalResponse(status_code=101, headers=[*fields], reason=_reason(101))
+        response = h11.InformationalResponse(status_code=101, headers=[*fields], reason=reason_of(101))
         self._out.append(self._h11.send(response) or b"")
         self.flush()
         exchange.is_done = True
@@ -414,7 +388,7 @@ class Http1Connection(asyncio.Protocol):
         if exchange is not None:
             exchange.cancel()
 
-    def _refuse(self, refused: RefusedRequest) -> None:
+    def _refuse(self, refused: Refused) -> None:
         """Say what was wrong, if an answer has not begun, and end the connection."""
         has_begun = self._exchange is not None and self._exchange.has_begun
         self._drop_exchange()
@@ -424,7 +398,7 @@ class Http1Connection(asyncio.Protocol):
         if self._h11.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
             self._linger()  # what came wrong is the rest of a request that has been answered
             return
-        reason = _reason(refused.status)
+        reason = reason_of(refused.status)
         body = b"%d %s: %s\n" % (refused.status, reason, refused.message.encode("ascii", "replace"))
         fields = [*TEXT, (b"Content-Length", b"%d" % len(body)), self._dates.field(), _CLOSE]
         response = h11.Response(status_code=refused.status, headers=fields, reason=reason)
@@ -449,10 +423,3 @@ class Http1Connection(asyncio.Protocol):
         self.flush()
         if self._transport is not None:
             self._transport.close()
-
-
-def _reason(status: int) -> bytes:
-    try:
-        return HTTPStatus(status).phrase.encode()
-    except ValueError:
-        return b""

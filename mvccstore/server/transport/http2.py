@@ -66,7 +66,7 @@ from mvccstore.server.transport.head import Head, HeadDecoder, check_trailers
 from mvccstore.server.transport.keepalive import Keepalive, Verdict
 from mvccstore.server.transport.limits import TransportLimits
 from mvccstore.server.transport.page_stream import Pages, PageStream
-from mvccstore.server.transport.settings import ClientSettings, own_settings
+from mvccstore.server.transport.settings import ClientSettings, server_settings
 from mvccstore.server.transport.stream import MESSAGE_HEAD_BYTES, Stream, WireStream
 
 _log = logging.getLogger("mvccstore.server")
@@ -138,7 +138,7 @@ class Http2Connection(asyncio.Protocol):
         """Begin: say what we allow."""
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=4 * _FLUSH_BYTES)
-        self.out += (own_settings(self.limits), window_frame(0, self._window_bytes - WINDOW_BYTES))
+        self.out += (server_settings(self.limits), window_frame(0, self._window_bytes - WINDOW_BYTES))
         self.flush()
 
     def data_received(self, data: bytes) -> None:

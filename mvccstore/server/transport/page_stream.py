@@ -28,9 +28,6 @@ from mvccstore.server.transport.exchange import (
     Exchange,
     Fields,
     HttpHandler,
-    HttpRequest,
-    RefusedRequest,
-    split_target,
 )
 from mvccstore.server.transport.frames import (
     DATA,
@@ -43,6 +40,7 @@ from mvccstore.server.transport.frames import (
     window_frame,
 )
 from mvccstore.server.transport.head import PageHead
+from mvccstore.server.transport.http1_head import HttpRequest, Refused, split_target
 from mvccstore.server.transport.stream import Wire
 
 _log = logging.getLogger("mvccstore.server")
@@ -113,7 +111,7 @@ class PageStream:
         if refusal is None:
             try:
                 path, query = split_target(head.target.decode("latin-1"))
-            except RefusedRequest as error:
+            except Refused as error:
                 refusal = error.status, f"{error.status} Bad Request: {error.message}"
         request = HttpRequest(head.method.decode("latin-1"), path, query, Metadata(head.fields), self._peer, True)
         exchange = self._exchange = Exchange(self, request)

@@ -17,8 +17,8 @@ _FRAME_BYTES_LIMIT = 2**24
 _TABLE_BYTES = 4_096
 
 
-def own_settings(limits: TransportLimits) -> bytes:
-    """Return the frame by which a client learns what we allow."""
+def server_settings(limits: TransportLimits) -> bytes:
+    """Return the frame that says what we allow."""
     return settings_frame(
         {
             Setting.MAX_CONCURRENT_STREAMS: limits.streams_max,

@@ -32,9 +32,10 @@ from wsproto.frame_protocol import CloseReason
 from wsproto.utilities import generate_accept_token
 
 from mvccstore.server.transport.call import WRITABLE_BYTES, Metadata
-from mvccstore.server.transport.exchange import TEXT, BodyReceiver, Exchange, Fields, HttpHandler, HttpRequest
+from mvccstore.server.transport.exchange import TEXT, BodyReceiver, Exchange, Fields, HttpHandler
 from mvccstore.server.transport.frames import ProtocolError
 from mvccstore.server.transport.guard import Guard
+from mvccstore.server.transport.http1_head import HttpRequest
 from mvccstore.server.transport.limits import TransportLimits
 
 _log = logging.getLogger("mvccstore.server")
