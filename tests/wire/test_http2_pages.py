@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mvccstore.server.transport.counts import Cuts
 from mvccstore.server.transport.dates import Dates
 from mvccstore.server.transport.exchange import TEXT, BodyReceiver, Exchange
 from mvccstore.server.transport.limits import TransportLimits
@@ -252,7 +254,7 @@ def test_the_right_length_is_right() -> None:
 
 
 def test_a_body_that_takes_too_long_is_given_up() -> None:
-    session, site = connect()
+    session, site = connect(replace(LIMITS, cuts=Cuts()))
     session.send(ask(1, method=b"POST", end=False) + pack(DATA, 0, 1, b"p"))
     session.loop.advance(29.0)
     session.step()
@@ -260,6 +262,7 @@ def test_a_body_that_takes_too_long_is_given_up() -> None:
     session.loop.advance(2.0)
     session.step()
     assert session.answers[1].head[b":status"] == b"408"
+    assert session.limits.cuts.by_limit == {"http_body_seconds": 1}
     assert site.cancelled == 1
     session.loop.advance(3.0)  # the rest of it may be on its way so long
     session.step()

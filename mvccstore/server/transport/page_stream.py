@@ -185,6 +185,7 @@ class PageStream:
         if self._is_lingering:
             self._forget()
         else:
+            self._wire.limits.cuts.note("http_body_seconds")
             self._refuse(408, b"408 Request Timeout: the request takes too long\n")
 
     def cancel(self) -> None:
