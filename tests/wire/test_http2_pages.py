@@ -55,6 +55,13 @@ class Echo:
         self.exchange.respond(200, TEXT, shown.encode() + self.body)
 
 
+class Later(Echo):
+    """Answers when it is told to."""
+
+    def end(self) -> None:
+        pass
+
+
 class Site:
     """A handler; notes what is cancelled."""
 
@@ -74,6 +81,8 @@ class Site:
                 exchange.respond(404, TEXT, b"no\n")
             case "bug":
                 raise RuntimeError
+            case "later":
+                return Later(exchange)
             case "open":
                 exchange.is_open_ended = True
                 exchange.begin(200, TEXT)
@@ -300,6 +309,21 @@ def test_bodies_that_are_not_complete_are_bounded_together() -> None:
     session.check_clean()
 
 
+def test_bodies_that_are_not_answered_count_as_well() -> None:
+    session, site = connect(TransportLimits(received_bytes_max=100_000))
+    for stream in range(1, 13, 2):
+        session.send(ask(stream, b"/later", method=b"POST", end=False), pack(DATA, END_STREAM, stream, bytes(16_000)))
+    for exchange in site.exchanges[:3]:
+        exchange.respond(200, TEXT, b"")
+    for stream in range(13, 19, 2):
+        session.send(ask(stream, b"/later", method=b"POST", end=False), pack(DATA, END_STREAM, stream, bytes(16_000)))
+    assert session.goaway is None
+    session.send(ask(19, b"/later", method=b"POST", end=False), pack(DATA, END_STREAM, 19, bytes(16_000)))
+    assert session.goaway is not None
+    assert session.goaway.code == ENHANCE_YOUR_CALM
+    session.check_clean()
+
+
 @pytest.mark.parametrize("sent", [ask(1, b"/bug"), post(1, b"bug")])
 def test_an_error_of_ours_ends_no_other_stream(sent: bytes, caplog: pytest.LogCaptureFixture) -> None:
     session, _ = connect()
@@ -364,7 +388,7 @@ def test_without_pages_grpc_refuses_what_is_not_for_it() -> None:
     assert session.answers[1].status == (3, 'invalid gRPC request content-type ""')
 
 
-_PATHS = [b"/a", b"/open", b"/no", b"/bug", b"/big?70000", b"/%zz", b"/t.T/Echo"]
+_PATHS = [b"/a", b"/later", b"/open", b"/no", b"/bug", b"/big?70000", b"/%zz", b"/t.T/Echo"]
 _LENGTHS = [(), ((b"content-length", b"5"),), ((b"content-length", b"400000"),)]
 _STEPS = st.one_of(
     st.tuples(st.just("ask"), st.sampled_from(_PATHS), st.sampled_from(_LENGTHS), st.booleans()),

@@ -7,7 +7,7 @@ Invariants:
 * I1. Bytes go out in the order in which they were sent, at most as many as both windows allow.
 * I2. A stream is known to its connection until its last frame is written, or it was reset. After that it puts
   nothing into `out`.
-* I3. The connection's counts have what this has in `_queue`, and what its receiver keeps of a body.
+* I3. The connection's counts have what this has in `_queue`, and what its receiver keeps of a body, until the answer.
 * I4. A body that is no stream has `http_body_seconds`, and the length that was said of it.
 """
 
@@ -34,6 +34,7 @@ from mvccstore.server.transport.frames import (
     END_STREAM,
     WINDOW_BYTES_MAX,
     ErrorCode,
+    ProtocolError,
     StreamError,
     frame,
     rst_frame,
@@ -151,16 +152,23 @@ class PageStream:
             if payload:
                 receiver.data(payload)
             if is_end and not exchange.is_done:
-                self._let_go_of_body()
+                self._hold(receiver)
+                self._end_body()
                 receiver.end()
+        except ProtocolError:
+            raise
         except Exception:  # noqa: BLE001 - ends this stream, and no other
             self._break()
         if not is_end and not exchange.is_done:
-            kept = receiver.pending_bytes
-            self._wire.hold_bytes(kept - self._held)
-            self._held = kept
+            self._hold(receiver)
             if self._receive_window < self._wire.limits.window_bytes // 2:
                 self._grant()
+
+    def _hold(self, receiver: BodyReceiver) -> None:
+        # Until the answer, not the end: a body may wait for the thread that reads it, and others behind it.
+        kept = receiver.pending_bytes
+        self._wire.hold_bytes(kept - self._held)
+        self._held = kept
 
     def _grant(self) -> None:
         """Let the client send more, unless it does not take what it is answered."""
@@ -170,10 +178,13 @@ class PageStream:
             self._wire.flush_soon()
             self._receive_window = limit
 
-    def _let_go_of_body(self) -> None:
+    def _end_body(self) -> None:
         self._receiver = None
         if self.bucket is not None:
             self._wire.deadlines.remove(self)
+
+    def _let_go_of_body(self) -> None:
+        self._end_body()
         if self._held:
             held, self._held = self._held, 0
             self._wire.hold_bytes(-held)
