@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Self
 
@@ -147,13 +147,23 @@ class Leases:
                 if lease_id not in self._table:
                     self._table.add(lease_id, ttl_ms, now)
 
-    def begin_anew(self, txn: ReadTxn, path: str) -> None:
-        """Have the leases that are stored, and no others; each has its whole time. O(leases)."""
+    def left(self) -> dict[int, float]:
+        """Return what each lease has left, in seconds. O(leases)."""
+        now = self._clock.monotonic()
+        with self._mutex:
+            return {lease_id: max(0.0, (self._table.end(lease_id) or now) - now) for lease_id in self._table.ids()}
+
+    def begin_anew(self, txn: ReadTxn, path: str, left: Mapping[int, float]) -> None:
+        """Have the leases that are stored, and no others; each has `left`, or if that does not know it its whole time."""
         with self._mutex:
             self._table = LeaseTable()
             self._kept.clear()
             self._ending.clear()
             self.load(txn, path)
+            now = self._clock.monotonic()
+            for lease_id, seconds in left.items():
+                if lease_id in self._table:
+                    self._table.set_left(lease_id, seconds, now)
 
     def on_commit(self, changes: list[LeaseGrantRequest | LeaseRevokeRequest]) -> None:
         """Take over what a commit granted and revoked."""

@@ -7,6 +7,8 @@ watchers raise `CompactedError`. Snapshots and scans taken meanwhile have to be 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mvccstore.engine.memory import MemoryEngine, MemoryReadTxn
 from mvccstore.errors import StoreError
 from mvccstore.store import Store
@@ -15,13 +17,15 @@ from mvccstore.store import Store
 class Mark:
     """A state of a store in memory. Get one from `mark`. Cost: while it is kept, what was replaced since is, too."""
 
-    __slots__ = ("__weakref__", "_store", "revision", "view")
+    __slots__ = ("__weakref__", "_store", "leases_left", "revision", "view")
 
-    def __init__(self, store: Store, view: MemoryReadTxn, revision: int) -> None:
+    def __init__(self, store: Store, view: MemoryReadTxn, revision: int, leases_left: Mapping[int, float]) -> None:
         self._store = store
         self.view = view
         self.revision = revision
         """The store's, then."""
+        self.leases_left = leases_left
+        """What each lease had left, in seconds."""
 
     def is_of(self, store: Store) -> bool:
         """Say whether it is a state of this store."""
@@ -29,7 +33,7 @@ class Mark:
 
 
 def mark(store: Store) -> Mark:
-    """Note the state of a store, to `rewind` to it any number of times. O(1).
+    """Note the state of a store, to `rewind` to it any number of times. O(leases).
 
     Raises:
         StoreError: The store is not in memory.
@@ -37,13 +41,15 @@ def mark(store: Store) -> Mark:
         ClosedError: The store is closed.
     """
     engine = _engine(store)
-    return store._committer.alone(lambda: Mark(store, engine.read(), store._committer.state.revision))
+    return store._committer.alone(
+        lambda: Mark(store, engine.read(), store._committer.state.revision, store._leases.left())
+    )
 
 
 def rewind(store: Store, to: Mark) -> None:
     """Make a store what it was at a mark: keys, history, leases, attributes, revision counter.
 
-    Leases have their whole time again. Watchers end with `CompactedError`.
+    Leases have as much time left as they had then. Watchers end with `CompactedError`.
 
     Raises:
         StoreError: The mark is of another store.
@@ -72,7 +78,7 @@ def _rewind(store: Store, engine: MemoryEngine, to: Mark) -> None:
     engine.rewind(to.view)
     to.view.close()
     to.view = engine.read()
-    store._reload()
+    store._reload(to.leases_left)
 
 
 def _engine(store: Store) -> MemoryEngine:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import os
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from typing import Self
 
@@ -438,11 +438,15 @@ class Store(WritableView, LiveView, Subscribing, Attributing, Upkeep, Past, Reci
             self._leases.on_commit(changes.leases)
         self._hub.publish(changes, revision)
 
-    def _reload(self) -> None:
-        """Go by the tables, which were changed by something else than commits. In an exclusive turn."""
+    def _reload(self, leases_left: Mapping[int, float]) -> None:
+        """Go by the tables, which were changed by something else than commits. In an exclusive turn.
+
+        Args:
+            leases_left: What leases have left, in seconds; others have their whole time.
+        """
         self._committer.reload()
         with closing(self._engine.read()) as txn:
-            self._leases.begin_anew(txn, self._path)
+            self._leases.begin_anew(txn, self._path, leases_left)
         self._hub.rewound(self._committer.state.revision)
         if self._quota.limit_bytes:
             self._quota.measure()

@@ -51,6 +51,14 @@ class LeaseTable:
         ttl_ms, _ = self._leases[lease_id]
         self._leases[lease_id] = (ttl_ms, _end_us(ttl_ms, now))
 
+    def set_left(self, lease_id: int, left: float, now: float) -> None:
+        """Have a lease end in so many seconds, whatever it was granted. O(log leases)."""
+        ttl_ms, _ = self._leases[lease_id]
+        end_us = _us(now) + _us(left)
+        heappush(self._heap, (end_us, lease_id))  # I1: it may end sooner than its entry says
+        self._leases[lease_id] = (ttl_ms, end_us)
+        self._tidy()
+
     def ttl_ms(self, lease_id: int) -> int | None:
         """Return what a lease was granted; None if there is no such lease."""
         lease = self._leases.get(lease_id)

@@ -24,6 +24,8 @@ LEVELS = {
     "panic": logging.CRITICAL,
     "fatal": logging.CRITICAL,
 }
+_LEVEL_NAMES = {logging.WARNING: "warn", logging.CRITICAL: "fatal"}
+"""Those that etcd's logger calls otherwise."""
 FORMATS = ("json", "console")
 SAMPLED_FIRST, SAMPLED_EACH = 100, 100
 """Of the lines that say the same within a second, so many are written, and then each so many-th (as etcd's logger has it)."""
@@ -65,7 +67,7 @@ class _Sampling(logging.Filter):
 
 
 def _level(record: logging.LogRecord) -> str:
-    return "warn" if record.levelno == logging.WARNING else record.levelname.lower()
+    return _LEVEL_NAMES.get(record.levelno, record.levelname.lower())
 
 
 def _time(record: logging.LogRecord) -> str:

@@ -1,4 +1,4 @@
-"""What a server answers over HTTP/1.1: a table of pages, and the gateway below `/v3/`.
+"""What a server answers over HTTP: a table of pages, and the gateway below `/v3/`.
 
 A page is a function that answers an exchange at once. `Site.pages` may be added to before the site is used:
 
@@ -22,7 +22,8 @@ from mvccstore.server.errors import Refusal, translate
 from mvccstore.server.gateway.gateway import Gateway
 from mvccstore.server.gateway.paths import PREFIX
 from mvccstore.server.node import Node
-from mvccstore.server.transport.http1 import TEXT, BodyReceiver, Exchange, HttpRequest
+from mvccstore.server.transport.exchange import TEXT, BodyReceiver, Exchange
+from mvccstore.server.transport.http1_head import HttpRequest
 from mvccstore.server.transport.websocket import is_upgrade
 
 Page = Callable[[Exchange], None]
@@ -31,13 +32,14 @@ _OLD_PREFIX = "/v3beta/"
 _PLAIN = ((b"Content-Type", b"text/plain; charset=utf-8"),)
 _JSON = ((b"Content-Type", b"application/json"),)
 _QUERY_FIELDS_MAX = 100
+_OF_METRICS = frozenset({"metrics", "health", "livez", "readyz"})
 _NAME_IGNORED = (
     b"CommonName of client sending a request against gateway will be ignored and not used as expected\n"  # etcd's words
 )
 
 
 class Site:
-    """The handler of HTTP/1.1 connections.
+    """The handler of requests over HTTP/1.1, and over HTTP/2 of those that are no calls.
 
     Args:
         gateway: None leaves out `/v3/` (etcd's `--enable-grpc-gateway=false`).
@@ -125,6 +127,25 @@ class Site:
         origin = exchange.request.headers.get(b"origin")
         if origin is not None and origin.decode("latin-1") in self._origins:
             exchange.fields = _cors(origin)
+
+
+class MetricsSite:
+    """What `--listen-metrics-urls` serve: metrics and health of a site, and nothing by which its keys could be reached."""
+
+    def __init__(self, site: Site) -> None:
+        self._pages = site.pages
+
+    def serve(self, exchange: Exchange) -> BodyReceiver | None:
+        """Answer a request."""
+        path = exchange.request.path
+        page = self._pages.get(path) if path.removeprefix("/").partition("/")[0] in _OF_METRICS else None
+        if page is not None:
+            page(exchange)
+        elif _clean(path) != path:
+            _redirect(exchange, _clean(path))
+        else:
+            exchange.respond(404, TEXT, b"404 page not found\n")
+        return None
 
 
 def get_only(page: Page) -> Page:

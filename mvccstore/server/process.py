@@ -88,7 +88,8 @@ def plan(flags: Mapping[str, Value]) -> Plan:
     identity = Identity(name, peer_urls, listed(flags, "advertise-client-urls"), _text(flags, "initial-cluster-token"))
     http_urls = listed(flags, "listen-client-http-urls")
     listeners = [_listener(url, "grpc" if http_urls else "both") for url in listed(flags, "listen-client-urls")]
-    listeners += [_listener(url, "http") for url in (*http_urls, *listed(flags, "listen-metrics-urls"))]
+    listeners += [_listener(url, "http") for url in http_urls]
+    listeners += [_listener(url, "metrics") for url in listed(flags, "listen-metrics-urls")]
     data_dir = _text(flags, "data-dir") or f"{name}.etcd"
     client_urls = (*listed(flags, "listen-client-urls"), *http_urls)
     tls, auto_tls = tls_of(flags, data_dir, client_urls, listed(flags, "listen-metrics-urls"))

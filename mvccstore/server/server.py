@@ -20,7 +20,7 @@ from mvccstore.server.member import Identity
 from mvccstore.server.metrics.families import HANDLING_BOUNDS, Family, families
 from mvccstore.server.metrics.page import MetricsPage
 from mvccstore.server.node import Node, RequestLimits
-from mvccstore.server.pages import Site
+from mvccstore.server.pages import MetricsSite, Site
 from mvccstore.server.persona import V3_6, persona_of
 from mvccstore.server.services.auth import Auth
 from mvccstore.server.services.cluster import Cluster
@@ -34,13 +34,16 @@ from mvccstore.server.services.watch import Watch
 from mvccstore.server.slow import SlowOptions
 from mvccstore.server.transport.call import Call, Metadata, Method, Peer, Router
 from mvccstore.server.transport.counts import Histogram
+from mvccstore.server.transport.dates import Dates
+from mvccstore.server.transport.exchange import HttpHandler
 from mvccstore.server.transport.http1 import http_factory
 from mvccstore.server.transport.limits import TransportLimits
+from mvccstore.server.transport.page_stream import Pages
 from mvccstore.server.transport.port import Port
 from mvccstore.server.transport.tls import Handshakes, TLSOptions
 from mvccstore.store import Store
 
-Protocols = Literal["both", "grpc", "http"]
+Protocols = Literal["both", "grpc", "http", "metrics"]
 _SERVICES = (KV, Watch, LeaseService, Auth, Lock, Election, Cluster, Maintenance, Health)
 _ALL = frozenset({"*"})
 
@@ -119,7 +122,13 @@ class Server:
                 method.counts.seconds, method.counts.now = Histogram(HANDLING_BOUNDS), SystemClock().monotonic
         site = Site(self.node, gateway, hosts=options.hosts, origins=options.origins)
         site.pages["/metrics"] = MetricsPage(partial(self._families, methods))  # for any verb, as etcd has it
-        self._http = http_factory(site.serve, options.transport, self._clock.time_ms)
+        self._sites: dict[Protocols, HttpHandler | None] = {
+            "both": site.serve,
+            "grpc": None,
+            "http": site.serve,
+            "metrics": MetricsSite(site).serve,
+        }
+        self._dates = Dates(self._clock.time_ms)
         self._handshakes: Handshakes | None = None
         self._ports: list[Port] = []
         self._sockets: list[tuple[Path, int]] = []
@@ -152,12 +161,14 @@ class Server:
                 msg = "a secure port needs ServerOptions.tls"
                 raise ValueError(msg)
             self._handshakes = Handshakes(self._options.tls)
+        is_grpc, handler, limits = protocols in {"both", "grpc"}, self._sites[protocols], self._options.transport
         port = Port(
             self._router,
-            self._options.transport,
-            None if protocols == "grpc" else self._http,
-            is_grpc=protocols != "http",
+            limits,
+            None if handler is None else http_factory(handler, limits, self._dates),
+            is_grpc=is_grpc,
             handshakes=self._handshakes if is_secure else None,
+            pages=Pages(handler, self._dates, is_alone=not is_grpc) if handler is not None and is_secure else None,
         )
         self._ports.append(port)
         return port
@@ -166,6 +177,12 @@ class Server:
         self, host: str = "127.0.0.1", port: int = 0, *, protocols: Protocols = "both", is_secure: bool = False
     ) -> int:
         """Listen on a TCP address, with `is_secure` by `ServerOptions.tls`; return the port, chosen if 0 was given.
+
+        Args:
+            host: The address.
+            port: The port.
+            protocols: What is served: gRPC, `http` (pages and gateway), or both; or `metrics`, and health, alone.
+            is_secure: Whether over TLS.
 
         Raises:
             OSError: It cannot be listened on; or a file of `tls` is not what it should be.

@@ -38,6 +38,14 @@ def check_access(users: Access) -> None:
             raise ValueError(msg)
 
 
+def passwords_of(users: Access) -> dict[str, str]:
+    """Return the password of each user, root's included."""
+    return {
+        name: given if isinstance(given, str) else given["password"]
+        for name, given in ({ROOT: ROOT} | dict(users)).items()
+    }
+
+
 async def set_up(node: Node, users: Access) -> None:
     """Make users, each with a role of the same name, and turn authentication on. On the server's loop."""
     methods = {method.path: method for method in Auth(node).methods()}

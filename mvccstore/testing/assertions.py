@@ -1,4 +1,4 @@
-"""What a test says of a server, with reasons that can be read when it is not so."""
+"""What a test says of a server, with reasons that can be read when it is not so: pytest shows the test's line and these."""
 
 from __future__ import annotations
 
@@ -101,6 +101,7 @@ class Assertions(ABC):
         Raises:
             AssertionError: It did not come to that; says what the key had, and what was asked last.
         """
+        __tracebackhide__ = True
         name = as_bytes(key)
         wanted = value if value is None or isinstance(value, AnyValue) else as_bytes(value)
         clock = SystemClock()
@@ -140,21 +141,25 @@ class Assertions(ABC):
         Raises:
             AssertionError: They did not; lists the puts that there were.
         """
+        __tracebackhide__ = True
         self._assert_writes("put", key, prefix, times, None if value is None else as_bytes(value))
 
     def assert_not_put(self, key: bytes | str | None = None, *, prefix: bytes | str | None = None) -> None:
         """Assert that no client put a key, or keys of a prefix."""
+        __tracebackhide__ = True
         self._assert_writes("put", key, prefix, 0, None)
 
     def assert_deleted(
         self, key: bytes | str | None = None, *, prefix: bytes | str | None = None, times: int | None = None
     ) -> None:
         """Assert that clients asked for a key to be deleted, or for keys of a prefix, whether or not it was there."""
+        __tracebackhide__ = True
         self._assert_writes("delete", key, prefix, times, None)
 
     def _assert_writes(
         self, kind: str, key: bytes | str | None, prefix: bytes | str | None, times: int | None, value: bytes | None
     ) -> None:
+        __tracebackhide__ = True
         if key is not None and prefix is not None:
             msg = "give a key or a prefix"
             raise TypeError(msg)
@@ -183,6 +188,7 @@ class Assertions(ABC):
         Raises:
             AssertionError: It was not, or not that often.
         """
+        __tracebackhide__ = True
         found = self.calls(method)
         if len(found) != times if times is not None else not found:
             count = "at least once" if times is None else f"{times} times"
@@ -195,6 +201,7 @@ class Assertions(ABC):
         Raises:
             AssertionError: They are not; shows which lines differ.
         """
+        __tracebackhide__ = True
         begin = as_bytes(prefix)
         keys = KeyRange.prefix(begin) if begin else KeyRange.all()
         found = {kv.key: kv.value for kv in self.store.range(keys).kvs}

@@ -22,9 +22,10 @@ from mvccstore.server.serving import Serving, serve
 from mvccstore.server.transport.call import Method
 from mvccstore.server.transport.tls import TLSOptions
 from mvccstore.store import Store
-from mvccstore.testing.access import Access, check_access, set_up
+from mvccstore.testing.access import ROOT, Access, check_access, passwords_of, set_up
 from mvccstore.testing.assertions import Assertions
 from mvccstore.testing.calls import Calls
+from mvccstore.testing.clients import new_client
 from mvccstore.testing.clock import FakeClock
 from mvccstore.testing.contents import Contents, load, snapshot
 from mvccstore.testing.faults import Faults
@@ -117,6 +118,7 @@ class Etcd(Assertions):
         self._users = auth
         self._tls = tls
         self._files: TemporaryDirectory[str] | None = None
+        self._closers: list[Callable[[], None]] = []
         self._begun: Mark | None = None
         self._host, self._port = host, port
         # The least that bcrypt takes: a password of a test is no secret, and costs 1 ms so, not 60.
@@ -173,6 +175,34 @@ class Etcd(Assertions):
         if self._tls:
             found["ETCDCTL_ENDPOINTS"] = self.url
         return found | ({"ETCDCTL_CACERT": self.ca_file} if self._files is not None else {})
+
+    def client(self, library: str | None = None, *, user: str | None = None) -> Any:
+        """Return a client of this server, connected; what it leaves open is closed with the server.
+
+        Args:
+            library: `etcd3gw` or `aetcd` (which is not connected yet: `async with`, and for the caller to close); by
+                default the first that is installed.
+            user: One of `auth`, as whom it is signed in; by default root. Without `auth` there is none.
+
+        Raises:
+            ImportError: The library is not installed, or none is.
+            ValueError: There is no such library here or no such user, or it knows no TLS.
+        """
+        ca_file = self.ca_file if self._files is not None else None
+        made, close = new_client(self, library, self._login(user), ca_file)
+        if close is not None:
+            self._closers.append(close)
+        return made
+
+    def _login(self, user: str | None) -> tuple[str, str] | None:
+        passwords = {} if self._users is None else passwords_of(self._users)
+        if user is None and not passwords:
+            return None
+        name = ROOT if user is None else user
+        if name not in passwords:
+            msg = f"there is no user {name!r} in auth; there are {', '.join(sorted(passwords)) or 'none'}"
+            raise ValueError(msg)
+        return name, passwords[name]
 
     @property
     def ca_file(self) -> str:
@@ -298,7 +328,7 @@ class Etcd(Assertions):
         load(self.store, contents)
 
     def mark(self) -> Mark:
-        """Note its state, to `rewind` to it any number of times. O(1).
+        """Note its state, to `rewind` to it any number of times. O(leases).
 
         Raises:
             StoreError: Its store is not in memory.
@@ -308,8 +338,8 @@ class Etcd(Assertions):
     def rewind(self, to: Mark) -> None:
         """Make it what it was at a mark: keys, history, leases, alarms, members, users, the revision counter.
 
-        Clients stay connected. Open watches are cancelled as by a compaction of everything before. Leases have their
-        whole time again. Cost: a millisecond for some thousand changes since.
+        Clients stay connected. Open watches are cancelled as by a compaction of everything before. Leases have as much
+        time left as they had then. Cost: a millisecond for some thousand changes since.
 
         Raises:
             StoreError: The mark is of another server.
@@ -390,6 +420,8 @@ class Etcd(Assertions):
         assert self._loop is not None
         store = serving.store
         self._begun = None
+        while self._closers:
+            self._closers.pop()()
         try:
             run_on(self._loop, serving.stop())
         finally:

@@ -18,7 +18,7 @@ from mvccstore.server.gateway.splitter import JsonSplitter
 from mvccstore.server.messages import METHODS
 from mvccstore.server.messages.json import JsonError, from_json, many_from_json
 from mvccstore.server.transport.call import Metadata, Peer
-from mvccstore.server.transport.http1 import HttpRequest
+from mvccstore.server.transport.http1_head import HttpRequest
 from mvccstore.server.transport.status import Code
 from mvccstore.testing.cassette import CallWriter, CassetteWriter, EndedBy
 from mvccstore.testing.secrets import told_metadata

@@ -9,7 +9,9 @@ from mvccstore.mvcc.lease_table import LeaseTable
 
 steps = st.lists(
     st.tuples(
-        st.sampled_from(("add", "add", "remove", "renew", "pass", "look")), st.integers(1, 8), st.integers(1, 500)
+        st.sampled_from(("add", "add", "remove", "renew", "left", "pass", "look")),
+        st.integers(1, 8),
+        st.integers(1, 500),
     ),
     max_size=80,
 )
@@ -31,6 +33,9 @@ def test_table_says_what_a_dict_of_ends_does(steps: list[tuple[str, int, int]]) 
             case "renew" if lease_id in leases:
                 table.renew(lease_id, now_ms / 1000)
                 leases[lease_id] = (leases[lease_id][0], now_ms + leases[lease_id][0])
+            case "left" if lease_id in leases:
+                table.set_left(lease_id, number / 1000, now_ms / 1000)
+                leases[lease_id] = (leases[lease_id][0], now_ms + number)
             case "pass":
                 now_ms += number
         if step == "look":  # seldom, as it tidies up
@@ -63,5 +68,7 @@ def test_heap_does_not_grow_with_leases_that_come_and_go() -> None:
     for _ in range(1_000):
         table.add(7, 1_000, 0)
         table.renew(7, 1)
+        check(table)
+        table.set_left(7, 1, 1)
         check(table)
     assert (table.next_end(), len(table)) == (2, 1)

@@ -144,6 +144,46 @@ def test_markers_give_settings_and_the_nearest_counts(tmp_path: Path) -> None:
     Run(tmp_path, source).check(passed=3)
 
 
+def test_users_and_tls_by_one_marker(tmp_path: Path) -> None:
+    (tmp_path / "contents.json").write_text('{"public/a": "1", "secret": "2"}')
+    source = """
+        import ssl
+        import pytest
+
+        MARKED = pytest.mark.etcd(
+            auth={"alice": "pw", "bob": {"password": "b", "read": ["public/"]}},
+            tls=True,
+            clock="virtual",
+            contents="contents.json",
+        )
+
+        @MARKED
+        def test_it(etcd):
+            assert etcd.url.startswith("https://") and etcd.env["ETCDCTL_CACERT"] == etcd.ca_file
+            alice, bob = etcd.client(user="alice"), etcd.client(user="bob")
+            assert (alice.get("secret"), bob.get("public/a")) == ([b"2"], [b"1"])
+            with pytest.raises(Exception):
+                bob.get("secret")
+            etcd.clock.advance(301)  # so long do tokens last
+            with pytest.raises(Exception):
+                alice.get("secret")
+            assert etcd.client(user="alice").get("secret") == [b"2"]
+            with pytest.raises(ssl.SSLCertVerificationError):
+                import socket
+                context = ssl.create_default_context()
+                with socket.create_connection((etcd.host, etcd.port)) as plain:
+                    context.wrap_socket(plain, server_hostname="localhost")
+
+        @MARKED
+        def test_failing(etcd):
+            etcd.client(user="bob")
+            assert False
+    """
+    run = Run(tmp_path, source)
+    run.check(passed=1, failed=1)
+    assert '#1 Auth.Authenticate(name: "bob" password: "redacted") -> OK' in run.output
+
+
 def test_the_clock_is_that_of_all_who_are_asked_for_with_it(tmp_path: Path) -> None:
     source = """
         def test_it(etcd, mvccstore, mvccstore_clock):
@@ -179,6 +219,32 @@ def test_a_failed_test_prints_what_the_server_knows(tmp_path: Path) -> None:
     assert "key = value  (revision 2, version 1)" in run.output
     assert "open streams" in run.output
     assert "unseen" not in run.output
+
+
+def test_a_failed_assertion_shows_the_line_of_the_test_and_the_difference(tmp_path: Path) -> None:
+    source = """
+        def test_contents(etcd):
+            put(etcd, "a", "1")
+            etcd.assert_contents({"a": "2", "b": "3"})
+
+        def test_put(etcd):
+            etcd.assert_put(prefix="orders/", times=2)
+
+        def test_wait(etcd):
+            etcd.wait_for("a", "1", timeout=0.01)
+    """
+    run = Run(tmp_path, source)
+    run.check(failed=3)
+    assert "assertions.py" not in run.output
+    for line in (
+        "E       - a = 2",
+        "E       + a = 1",
+        "E       - b = 3",
+        '>       etcd.assert_put(prefix="orders/", times=2)',
+    ):
+        assert line in run.output
+    assert "expected a put of b'orders/'* 2 times, there were 0" in run.output
+    assert "waited 0.01 s for a to be 1; it is not there" in run.output
 
 
 @pytest.mark.parametrize(

@@ -98,10 +98,11 @@ def test_a_later_mark_is_good_after_going_back_to_an_earlier_one_only_if_it_was_
     assert store.revision == 1
 
 
-def test_leases_are_those_of_the_mark_and_have_their_whole_time(open_store: Callable[..., Store]) -> None:
+def test_leases_are_those_of_the_mark_and_have_what_they_had_left_then(open_store: Callable[..., Store]) -> None:
     clock = FakeClock()
     store = open_store(engine="memory", clock=clock)
-    store.put(b"kept", lease=store.grant(ttl=10, lease_id=1))
+    store.put(b"kept", lease=store.grant(ttl=14, lease_id=1))
+    clock.advance(4)
     begun = mark(store)
     store.put(b"gone", lease=store.grant(ttl=5, lease_id=2))
     clock.advance(6)
@@ -110,6 +111,13 @@ def test_leases_are_those_of_the_mark_and_have_their_whole_time(open_store: Call
     assert store.leases() == []
     rewind(store, begun)
     assert [(lease.id, lease.remaining(), lease.keys()) for lease in store.leases()] == [(1, 10, [b"kept"])]
+    assert store.lease(1).ttl == 14
+    clock.advance(9)
+    rewind(store, begun)
+    clock.advance(9)
+    assert store.lease(1).remaining() == 1
+    assert store.lease(1).keep_alive() == 14  # kept alive, it has all of it again
+    rewind(store, begun)
     clock.advance(10)
     assert store.leases() == []
     assert store.get(b"kept") is None

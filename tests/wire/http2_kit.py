@@ -19,6 +19,7 @@ from mvccstore.server.transport.deadlines import Deadlines
 from mvccstore.server.transport.frames import PREFACE
 from mvccstore.server.transport.http2 import Http2Connection
 from mvccstore.server.transport.limits import TransportLimits
+from mvccstore.server.transport.page_stream import Pages
 from mvccstore.server.transport.status import Code, RpcError
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
@@ -339,7 +340,9 @@ class Answer:
 class Session:
     """One connection and its client."""
 
-    def __init__(self, limits: TransportLimits | None = None, *, greeting: bytes | None = None) -> None:
+    def __init__(
+        self, limits: TransportLimits | None = None, *, greeting: bytes | None = None, pages: Pages | None = None
+    ) -> None:
         self.loop = FakeLoop()
         self.limits = limits or TransportLimits()
         self.services = Services()
@@ -352,6 +355,7 @@ class Session:
             cast("Any", self.loop),
             self.deadlines,
             lambda _: setattr(self, "lost", self.lost + 1),
+            pages,
         )
         self.transport = FakeTransport(self)
         self.encoder = Encoder()
@@ -438,7 +442,9 @@ class Session:
                     answer.trailers = dict(headers)
             elif kind == DATA:
                 assert answer.head
-                assert not flags & END_STREAM
+                if flags & END_STREAM:
+                    assert answer.head[b"content-type"] != b"application/grpc"
+                    answer.trailers = {}
                 self.windows.setdefault(stream, self.initial_window)
                 for each in (0, stream) if self.has_windows else ():
                     self.windows[each] -= len(payload)
@@ -449,7 +455,7 @@ class Session:
                 self._closed.add(stream)
             else:
                 assert kind == WINDOW_UPDATE
-            if kind == HEADERS and flags & END_STREAM:
+            if kind in {HEADERS, DATA} and flags & END_STREAM:
                 self._closed.add(stream)
         if kind == WINDOW_UPDATE:
             assert 0 < int.from_bytes(payload) <= LARGE

@@ -14,7 +14,9 @@ import h11
 from mvccstore.clock import SystemClock
 from mvccstore.server.gateway.gateway import Gateway
 from mvccstore.server.transport.call import Method, Router
-from mvccstore.server.transport.http1 import HttpHandler, http_factory
+from mvccstore.server.transport.dates import Dates
+from mvccstore.server.transport.exchange import HttpHandler
+from mvccstore.server.transport.http1 import http_factory
 from mvccstore.server.transport.limits import TransportLimits
 from mvccstore.server.transport.port import Port
 
@@ -142,7 +144,7 @@ async def browser(port: int) -> AsyncIterator[Browser]:
 async def listening(handler: HttpHandler, limits: TransportLimits | None = None) -> AsyncIterator[int]:
     """Serve HTTP/1.1 with a handler; yield the port."""
     limits = limits or TransportLimits()
-    port = Port(Router({}), limits, http_factory(handler, limits, SystemClock().time_ms))
+    port = Port(Router({}), limits, http_factory(handler, limits, Dates(SystemClock().time_ms)))
     try:
         yield await port.listen("127.0.0.1", 0)
     finally:

@@ -229,6 +229,20 @@ def test_i2_a_change_is_decided_anew_if_the_attributes_were_changed(store: Store
     assert sorted(reloaded.users) == ["u0", "u1", "u2", "z"]
 
 
+def test_what_waits_for_a_change_goes_on_though_the_users_cannot_be_read(store: Store) -> None:
+    async def play() -> None:
+        services = Services(store)
+        await services.ask(user_add("amy", "a"))
+        store.set_attributes({"etcd/auth/user/=z": b"\xff"})  # by somebody else, and no user
+        change, write = services.begin(role_add("r")), services.begin(put(b"k"))
+        assert "a user cannot be read" in str(await asyncio.wait_for(change.answered, SECONDS))
+        assert isinstance(await asyncio.wait_for(write.answered, SECONDS), bytes)
+        assert not services.node.auth.is_changing
+        await services.node.stop()
+
+    asyncio.run(play())
+
+
 def test_a_change_that_cannot_be_written_did_not_happen(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     async def play() -> None:
         services = Services(store)
@@ -336,6 +350,30 @@ def test_passwords_are_hashed_beside_the_loop(store: Store, monkeypatch: pytest.
         asyncio.run(play())
     assert threading.get_ident() not in loops
     assert len(loops) == 4
+
+
+def test_who_asks_for_a_token_cannot_tell_by_the_time_which_names_there_are(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = passwords_module._check
+    costs: list[bytes] = []
+
+    def noting(password: bytes, hashed: bytes) -> bool:
+        costs.append(hashed[:7])
+        assert len(hashed) == 60
+        return check(password, hashed)
+
+    async def play() -> None:
+        services = Services(store)
+        await services.enable()
+        monkeypatch.setattr(passwords_module, "_check", noting)
+        said = [await services.ask(authenticate(name, "wrong")) for name in ("root", "nobody", "")]
+        assert said == [said[0]] * 3
+        assert "authentication failed" in str(said[0])
+        await services.node.stop()
+
+    asyncio.run(play())
+    assert costs == [b"$2a$%02d$" % COST] * 3
 
 
 def test_a_password_that_is_changed_while_it_is_checked_is_checked_anew(

@@ -159,7 +159,11 @@ def test_with_the_public_key_alone_tokens_are_checked_and_none_are_made(
 
 
 def _sign(header: object, claims: object, secret: bytes = b"a secret") -> str:
-    parts = [urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in (header, claims)]
+    return _sign_bytes(json.dumps(header).encode(), json.dumps(claims).encode(), secret)
+
+
+def _sign_bytes(header: bytes, claims: bytes, secret: bytes = b"a secret") -> str:
+    parts = [urlsafe_b64encode(part).rstrip(b"=") for part in (header, claims)]
     signed = b".".join(parts)
     return b".".join((signed, urlsafe_b64encode(hmac(secret, signed, sha256).digest()).rstrip(b"="))).decode()
 
@@ -199,6 +203,32 @@ FORGED: dict[str, Callable[[], str]] = {
     "a user that there is not": lambda: _sign(HEADER, {**CLAIMS, "username": "none"}),
     "the user of no name": lambda: _sign(HEADER, {**CLAIMS, "username": ""}),
     "not signed at all": lambda: "abc.5",
+    "an end of 0": lambda: _sign(HEADER, {**CLAIMS, "exp": 0}),
+    "an end that is null": lambda: _sign(HEADER, {**CLAIMS, "exp": None}),
+    "an end that is no number": lambda: _sign(HEADER, {**CLAIMS, "exp": float("nan")}),
+    "an end that is true": lambda: _sign(HEADER, {**CLAIMS, "exp": True}),
+    "an end below 0": lambda: _sign(HEADER, {**CLAIMS, "exp": -FAR}),
+    "a beginning of 0": lambda: _sign(HEADER, {**CLAIMS, "nbf": 0}),
+    "a key that is named": lambda: _sign({**HEADER, "kid": "../../dev/null", "jku": "http://x", "jwk": {}}, CLAIMS),
+    "what has to be understood": lambda: _sign({**HEADER, "crit": ["exp"]}, CLAIMS),
+    "another type": lambda: _sign({"alg": "HS256", "typ": 5}, CLAIMS),
+    "another type of algorithm's name": lambda: _sign({"alg": "hs256"}, CLAIMS),
+    "the algorithm twice": lambda: _sign_bytes(b'{"alg":"none","alg":"HS256"}', b'{"username":"root","revision":5}'),
+    "the user twice": lambda: _sign_bytes(
+        b'{"alg":"HS256"}', b'{"username":"x","username":"root","revision":1,"revision":5}'
+    ),
+    "names in another case": lambda: _sign_bytes(b'{"ALG":"HS256"}', b'{"Username":"root","Revision":5}'),
+    "claims with a tail": lambda: _sign_bytes(b'{"alg":"HS256"}', b'{"username":"root","revision":5} {}'),
+    "a header with a tail": lambda: _sign_bytes(b'{"alg":"HS256"}x', b'{"username":"root","revision":5}'),
+    "claims that are no UTF-8": lambda: _sign_bytes(b'{"alg":"HS256"}', b'{"username":"ro\xffot","revision":5}'),
+    "claims with a mark": lambda: _sign_bytes(b'{"alg":"HS256"}', b'\xef\xbb\xbf{"username":"root","revision":5}'),
+    "a deep claim": lambda: _sign_bytes(
+        b'{"alg":"HS256"}', b'{"x":' + b"[" * 500 + b"]" * 500 + b',"username":"root","revision":5}'
+    ),
+    "a user with a NUL": lambda: _sign(HEADER, {**CLAIMS, "username": "root\0"}),
+    "a lone surrogate": lambda: _sign_bytes(b'{"alg":"HS256"}', b'{"username":"\\ud800","revision":5}'),
+    "a revision of half": lambda: _sign(HEADER, {**CLAIMS, "revision": 5.5}),
+    "a large one": lambda: _sign(HEADER, {**CLAIMS, "x": "y" * 6_000}),
 }
 
 
@@ -217,6 +247,11 @@ def test_tokens_that_others_have_signed(tmp_path: Path) -> None:
                 watching(create(b"a"), Take(1)),
             ):
                 pair.play(showing_text(token, operation))
+
+
+def test_what_etcd_would_take_or_not_by_its_processor_is_old(tmp_path: Path, clock: FakeClock) -> None:
+    tokens = JsonWebTokens(clock, {"sign-method": "HS256", "priv-key": _secret(tmp_path)})
+    assert tokens.find(_sign(HEADER, {**CLAIMS, "revision": -5}), 9) == Caller("root", -5)
 
 
 @pytest.mark.parametrize("method", ["RS256", "ES256", "PS384", "EdDSA", "HS512"])

@@ -157,7 +157,7 @@ def test_separate_urls_split_the_protocols() -> None:
         ("127.0.0.1", 1, "", "grpc"),
         ("", 0, "localhost:2", "grpc"),
         ("127.0.0.1", 3, "", "http"),
-        ("127.0.0.1", 4, "", "http"),
+        ("127.0.0.1", 4, "", "metrics"),
     ]
 
 

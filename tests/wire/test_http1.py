@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mvccstore.server.transport.call import WRITABLE_BYTES, Peer
-from mvccstore.server.transport.http1 import BodyReceiver, Exchange, Http1Connection, HttpHandler, http_factory
+from mvccstore.server.transport.dates import Dates
+from mvccstore.server.transport.exchange import BodyReceiver, Exchange, HttpHandler
+from mvccstore.server.transport.http1 import Http1Connection, http_factory
 from mvccstore.server.transport.limits import TransportLimits
 
 LIMITS = TransportLimits()
@@ -91,6 +93,10 @@ class Echo:
         self.exchange = exchange
         self.body = b""
 
+    @property
+    def pending_bytes(self) -> int:
+        return len(self.body)
+
     def data(self, data: bytes) -> None:
         self.body += data
 
@@ -103,7 +109,7 @@ def connect(handler: HttpHandler, limits: TransportLimits = LIMITS) -> Wire:
     """Return the wire of a new connection."""
     lost: list[object] = []
     wire = Wire()
-    protocol = http_factory(handler, limits, lambda: 999)(Peer("test"), lost.append)
+    protocol = http_factory(handler, limits, Dates(lambda: 999))(Peer("test"), lost.append)
     assert isinstance(protocol, Http1Connection)
     wire.connection = protocol
     protocol.connection_made(wire)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -373,6 +375,48 @@ def test_who_goes_away_gives_up_its_place() -> None:
         with contest.client.stream(f"{LOCK}/Lock", [lock.LockRequest(name=b"m", lease=2)], half_close=True):
             contest.wait_for(b"m/", 2)
         contest.wait_for(b"m/", 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "request_"),
+    [
+        (f"{LOCK}/Lock", lock.LockRequest(name=b"m", lease=1)),
+        (f"{ELECTION}/Campaign", election.CampaignRequest(name=b"m", lease=1, value=b"v")),
+    ],
+    ids=["lock", "campaign"],
+)
+def test_who_goes_while_its_txn_is_under_way_leaves_no_place(path: str, request_: Any) -> None:
+    may_go_on = threading.Event()
+    with mvccstore.open() as store, serve(store) as server:
+        node, loop = server.server.node, server._loop
+        assert loop is not None
+
+        def on_loop(work: Callable[[], Any]) -> Any:
+            async def run() -> Any:
+                return work()
+
+            return asyncio.run_coroutine_threadsafe(run(), loop).result(60)
+
+        def handled() -> int:
+            method = server.server._router.methods[path]
+            return sum(method.counts.codes)
+
+        with Contest(Endpoint(server.host, server.port)) as contest:
+            contest.grant(1, 2)
+            on_loop(lambda: node.writer.call(lambda: may_go_on.wait(60), lambda _: None))
+            try:
+                with contest.client.stream(path, [request_], half_close=True):
+                    while on_loop(lambda: node.writer.under_way) < 2:
+                        pass  # what holds the writer, and the txn
+                while not on_loop(handled):
+                    pass
+                assert store.get(b"m/1") is None
+            finally:
+                may_go_on.set()
+            assert contest.play(take(b"m", 2)).key == b"m/2"
+            assert contest.keys(b"m/") == [b"m/2"]
+            # Its place was there, and was given up.
+            assert [event.type for event in store.history(b"m/1")] == ["put", "delete"]
 
 
 def test_the_server_stops_though_somebody_waits() -> None:

@@ -239,6 +239,14 @@ def test_for_a_console_it_is_one_line_too(capsys: pytest.CaptureFixture[str]) ->
     assert json.loads(second[4])["error"].endswith("KeyError: 'broken'")
 
 
+@pytest.mark.parametrize(("level", "name"), [("warning", "warn"), ("error", "error"), ("critical", "fatal")])
+def test_levels_have_etcds_names(capsys: pytest.CaptureFixture[str], level: str, name: str) -> None:
+    with ExitStack() as stack:
+        set_up_log(logging.INFO, "json", ("stdout",), stack)
+        getattr(logging.getLogger("mvccstore.server"), level)("a")
+    assert json.loads(capsys.readouterr().out)["level"] == name
+
+
 def test_what_is_said_over_and_over_is_written_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
     with ExitStack() as stack:
         set_up_log(logging.INFO, "json", ("stdout",), stack)

@@ -112,9 +112,9 @@ def test_grpc_and_http_share_a_port(secured: Secured, authority: Authority) -> N
 
 
 @pytest.mark.parametrize(
-    ("offered", "chosen"), [([], None), (["h2"], "h2"), (["http/1.1"], "http/1.1"), (["h2", "http/1.1"], "http/1.1")]
+    ("offered", "chosen"), [([], None), (["h2"], "h2"), (["http/1.1"], "http/1.1"), (["http/1.1", "h2"], "h2")]
 )
-def test_who_offers_both_protocols_gets_the_one_that_has_pages(
+def test_who_offers_both_protocols_gets_the_newer_one(
     secured: Secured, authority: Authority, offered: list[str], chosen: str | None
 ) -> None:
     with (
@@ -151,6 +151,24 @@ def test_with_mutual_tls_only_the_authoritys_get_in(
             handshake(server.port, client_context(authority, stranger))
         assert ask(server.port, client_context(authority, known)) == HEALTHY
     assert rejections(caplog) == ["tls: client didn't provide a certificate", "tls: certificate verify failed"]
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("needs_certificates", [False, True])
+def test_sessions_of_clients_with_certificates_are_not_taken_up_again(
+    secured: Secured, authority: Authority, known: Identity, version: ssl.TLSVersion, needs_certificates: bool
+) -> None:
+    context = client_context(authority, known)
+    context.maximum_version = version
+    options = {"trusted_ca_file": str(authority.file), "client_cert_auth": True} if needs_certificates else {}
+    with secured(**options) as server:
+        with handshake(server.port, context) as first:
+            session = first.session
+        plain = socket.create_connection(("127.0.0.1", server.port), SECONDS)
+        with context.wrap_socket(plain, server_hostname="127.0.0.1", session=session) as second:
+            second.sendall(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert second.recv(12) == b"HTTP/1.1 200"
+            assert second.session_reused is not needs_certificates
 
 
 def test_a_trusted_authority_alone_asks_for_certificates_too(secured: Secured, authority: Authority) -> None:
@@ -306,6 +324,31 @@ def test_cipher_suites_are_those_that_were_asked_for(secured: Secured, authority
         context.set_ciphers("ECDHE-ECDSA-AES256-GCM-SHA384")
         with pytest.raises(ssl.SSLError, match="handshake failure"):
             handshake(server.port, context)
+
+
+@pytest.mark.parametrize(
+    ("cipher", "is_in"),
+    [
+        ("ECDHE-ECDSA-AES128-GCM-SHA256", True),
+        ("ECDHE-ECDSA-CHACHA20-POLY1305", True),
+        ("ECDHE-ECDSA-AES256-SHA", True),
+        ("ECDHE-ECDSA-AES128-SHA256", False),
+        ("AES128-GCM-SHA256", False),
+    ],
+)
+def test_without_a_choice_cipher_suites_are_gos(
+    secured: Secured, authority: Authority, cipher: str, is_in: bool
+) -> None:
+    context = client_context(authority)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(cipher)
+    with secured() as server:
+        if is_in:
+            with handshake(server.port, context) as secure:
+                assert (secure.cipher() or ("",))[0] == cipher
+        else:
+            with pytest.raises(ssl.SSLError, match="handshake failure"):
+                handshake(server.port, context)
 
 
 @pytest.mark.usefixtures("loop")

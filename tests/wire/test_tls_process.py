@@ -6,8 +6,6 @@ import json
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,8 @@ from tests.oracle.process import free_ports
 from tests.wire.etcdctl_kit import Etcdctl
 from tests.wire.pair import NEEDS_ORACLE
 from tests.wire.tls_kit import LOCAL, SECONDS, Authority, Identity, ask, client_context
+from tests.wire.tls_servers import INSECURELY, SECURELY, port_of, running, running_etcd_with_tls
 
-READY = "ready to serve client requests"
 URL = "https://127.0.0.1:2379"
 LISTEN = ["--listen-client-urls", URL, "--advertise-client-urls", URL]
 FILES = ["--cert-file", "c", "--key-file", "k"]
@@ -41,42 +39,6 @@ def server_identity(authority: Authority) -> Identity:
 @pytest.fixture(scope="module")
 def known(authority: Authority) -> Identity:
     return authority.issue("root")
-
-
-@contextmanager
-def running(*arguments: str) -> Iterator[dict[str, str]]:
-    """Start a server; yield its addresses by what it says of them."""
-    command = [sys.executable, "-m", "mvccstore.server.etcd_shim", "--memory", *arguments]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    addresses: dict[str, str] = {}
-    said = []
-    try:
-        for line in process.stderr:
-            said.append(line)
-            with suppress(ValueError):
-                entry = json.loads(line)
-                if "address" in entry:
-                    addresses[entry["msg"]] = entry["address"]
-                if "client-url" in entry:
-                    addresses[entry["msg"]] = entry["client-url"]
-            if READY in line:
-                break
-        else:
-            pytest.fail("".join(said))
-        yield addresses
-    finally:
-        process.kill()
-        process.wait()
-        process.stderr.close()
-
-
-def port_of(addresses: dict[str, str], message: str) -> int:
-    return int(addresses[message].rpartition(":")[2])
-
-
-SECURELY = "serving client traffic securely"
-INSECURELY = "serving client traffic insecurely; this is strongly discouraged!"
 
 
 def test_http_and_https_at_once(authority: Authority, server_identity: Identity) -> None:
@@ -187,30 +149,6 @@ def test_a_file_has_a_section(tmp_path: Path) -> None:
     tls = plan(parse(["--config-file", str(path)], {})).options.tls
     assert tls is not None
     assert (tls.cert_file, tls.key_file, tls.client_cert_auth, tls.allowed_names) == ("c", "k", True, ("x", "y"))
-
-
-@contextmanager
-def running_etcd_with_tls(folder: Path, *arguments: str) -> Iterator[int]:
-    """Start the real one; yield its port."""
-    port, peer_port = free_ports(2)
-    client, peer = f"https://127.0.0.1:{port}", f"http://127.0.0.1:{peer_port}"
-    process = subprocess.Popen(
-        [
-            *(find_oracle().etcd, f"--data-dir={folder}", f"--listen-client-urls={client}"),
-            *(f"--advertise-client-urls={client}", f"--listen-peer-urls={peer}"),
-            *(f"--initial-advertise-peer-urls={peer}", f"--initial-cluster=default={peer}", *arguments),
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    try:
-        assert any(SECURELY in line for line in process.stderr)
-        yield port
-    finally:
-        process.kill()
-        process.wait()
-        process.stderr.close()
 
 
 @pytest.mark.etcd

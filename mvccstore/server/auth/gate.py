@@ -284,16 +284,20 @@ class Gate:
         self.is_changing = True
 
         def done(result: Result | StoreError) -> None:
-            again = isinstance(result, AttributesConflictError)
-            if again:
-                self.reload()  # I2
-            elif isinstance(result, AttributesResult):
-                self._apply(change, result.version)
-                count()
-                call.reply(answer())
-            else:
-                assert isinstance(result, Exception)
-                call.fail_with(result)
+            again = False
+            try:
+                if isinstance(result, AttributesConflictError):
+                    self.reload()  # I2
+                    again = True
+                elif isinstance(result, AttributesResult):
+                    self._apply(change, result.version)
+                    count()
+                    call.reply(answer())
+                else:
+                    assert isinstance(result, Exception)
+                    call.fail_with(result)
+            except Exception as error:  # noqa: BLE001 - what waits for it must not wait for ever
+                call.fail_with(error)
             self.is_changing = False
             if again:
                 _handle(call, lambda: self.change(call, decide, answer, count))

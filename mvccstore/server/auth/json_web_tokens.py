@@ -6,6 +6,7 @@ They end by their time, or with the next change of users and roles. RFC 7519, as
 from __future__ import annotations
 
 import json
+import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,8 @@ SIGN_METHODS = frozenset({*(f"{kind}{bits}" for kind in ("HS", "RS", "PS", "ES")
 TTL_SECONDS_DEFAULT = 300.0
 TOKEN_BYTES_MAX = 16 << 10
 _KEPT_MAX = 1_000
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half a character, as JSON can have it; no name of a user can."""
 _PRIVATE = {"R": RSAPrivateKey, "P": RSAPrivateKey, "ES": EllipticCurvePrivateKey, "Ed": Ed25519PrivateKey}
 _PUBLIC = {"R": RSAPublicKey, "P": RSAPublicKey, "ES": EllipticCurvePublicKey, "Ed": Ed25519PublicKey}
 _CURVE_BITS = {"ES256": 256, "ES384": 384, "ES512": 521}
@@ -125,6 +128,7 @@ def _claims(found: dict[str, Any]) -> _Claims:
         msg = "the claims are of another kind"
         raise ValueError(msg)
     # From float, as Go reads numbers: what is none of these is of no etcd.
+    user = _SURROGATE.sub("\ufffd", user)
     return _Claims(Caller(user, int(float(revision))), _seconds(found, "nbf"), _seconds(found, "exp"))
 
 
@@ -133,15 +137,22 @@ def _seconds(found: dict[str, Any], name: str) -> float | None:
     if name in found and type(value) not in {int, float}:
         msg = f"the claim {name} is no time"
         raise ValueError(msg)
-    return None if value is None else float(value)
+    return float(value) if value else None  # 0 is none, as to etcd's library
 
 
 def _object(part: bytes) -> dict[str, Any]:
-    found = json.loads(_unpacked(part))
+    # As Go: UTF-8 and no other, without a mark, and what is none is U+FFFD.
+    found = json.loads(_unpacked(part).decode("utf-8", "replace"), parse_constant=_refuse)
     if type(found) is not dict:
         msg = "a part is no object"
         raise ValueError(msg)
     return found
+
+
+def _refuse(constant: str) -> None:
+    # To Python NaN is a number, and no time is at or after it.
+    msg = f"{constant} is no JSON"
+    raise ValueError(msg)
 
 
 def _dump(found: object) -> bytes:

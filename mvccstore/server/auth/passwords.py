@@ -19,6 +19,8 @@ PASSWORD_BYTES_MAX = 72
 WAITING_MAX = 1_000
 """Of those that hash or check; more are refused. Whoever has no password may ask for this, as often as they like."""
 _THREADS = 2
+_HASH_LETTERS = 53
+"""Salt and hash."""
 
 
 class Passwords:
@@ -26,6 +28,8 @@ class Passwords:
 
     def __init__(self, cost: int) -> None:
         self._cost = cost if COST_MIN <= cost <= COST_MAX else COST_DEFAULT
+        self.decoy = b"$2a$%02d$" % self._cost + b"." * _HASH_LETTERS
+        """The hash of no password, as long to check as others."""
         self._threads: ThreadPoolExecutor | None = None
         self._waiting = 0
 

@@ -22,7 +22,7 @@ from mvccstore.server.gateway.failures import JSON, Failures
 from mvccstore.server.messages import MethodType
 from mvccstore.server.messages.json import to_json
 from mvccstore.server.transport.call import Call, Metadata, Method, Router
-from mvccstore.server.transport.http1 import Exchange
+from mvccstore.server.transport.exchange import Exchange
 from mvccstore.server.transport.status import Code, RpcError
 
 _log = logging.getLogger("mvccstore.server")

@@ -11,7 +11,7 @@ import json
 from http import HTTPStatus
 
 from mvccstore.server.persona import Persona
-from mvccstore.server.transport.http1 import TEXT, Exchange
+from mvccstore.server.transport.exchange import TEXT, Exchange
 from mvccstore.server.transport.status import Code, RpcError
 
 JSON = (b"Content-Type", b"application/json")

@@ -15,7 +15,8 @@ from mvccstore.server.messages import METHODS, MethodType
 from mvccstore.server.messages.json import JsonError, many_from_json
 from mvccstore.server.persona import V3_6, Persona
 from mvccstore.server.transport.call import Receiver, Router
-from mvccstore.server.transport.http1 import BodyReceiver, Exchange, HttpRequest
+from mvccstore.server.transport.exchange import BodyReceiver, Exchange
+from mvccstore.server.transport.http1_head import HttpRequest
 from mvccstore.server.transport.limits import TransportLimits
 from mvccstore.server.transport.status import Code, RpcError
 from mvccstore.server.transport.websocket import accept, is_upgrade
@@ -76,6 +77,11 @@ class _UnaryBody:
         self._limits = limits
         self._body = bytearray()
 
+    @property
+    def pending_bytes(self) -> int:
+        """What has come of the body."""
+        return len(self._body)
+
     def data(self, data: bytes) -> None:
         """Take the next bytes."""
         self._body += data
@@ -122,6 +128,11 @@ class _StreamBody:
         self._types = types
         self._limits = limits
         self._splitter = JsonSplitter()
+
+    @property
+    def pending_bytes(self) -> int:
+        """What has come of a request that is not complete."""
+        return self._splitter.pending_bytes
 
     def data(self, data: bytes) -> None:
         """Pass on each request that is complete."""

@@ -7,7 +7,7 @@ import re
 from base64 import b64decode
 
 from mvccstore.server.transport.call import Metadata
-from mvccstore.server.transport.http1 import HttpRequest
+from mvccstore.server.transport.http1_head import HttpRequest
 from mvccstore.server.transport.status import Code, RpcError
 
 _PREFIX = b"grpc-metadata-"
@@ -24,7 +24,7 @@ def metadata_of(request: HttpRequest) -> Metadata:
     """Return the metadata: `Authorization`, and what begins with `Grpc-Metadata-`, without that.
 
     Raises:
-        RpcError: A binary value is not base64.
+        RpcError: A binary value is not base64, or a name is empty.
     """
     pairs: list[tuple[bytes, bytes]] = []
     for name, value in request.headers.pairs:
@@ -32,7 +32,9 @@ def metadata_of(request: HttpRequest) -> Metadata:
             pairs.append((name, value))
         if name in _PASSED_ON:
             pairs.append((b"grpcgateway-" + name, value))
-        elif name.startswith(_PREFIX) and len(name) > len(_PREFIX):
+        elif name == _PREFIX:
+            raise RpcError(Code.INTERNAL, "there is an empty key in the header")
+        elif name.startswith(_PREFIX):
             pairs.append((name[len(_PREFIX) :], _binary(name, value) if name.endswith(b"-bin") else value))
     return Metadata(tuple(pairs))
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from mvccstore.server.gateway.splitter import JsonSplitter
 from mvccstore.server.transport.call import Metadata
-from mvccstore.server.transport.http1 import BodyReceiver, HttpRequest
+from mvccstore.server.transport.exchange import BodyReceiver
+from mvccstore.server.transport.http1_head import HttpRequest
 
 _BEARER = b"Bearer"
 _TOKEN_COOKIE = b"token"
@@ -56,6 +57,11 @@ class FirstObject:
         self._body = body
         self._splitter = JsonSplitter()
         self._is_complete = False
+
+    @property
+    def pending_bytes(self) -> int:
+        """As the body's."""
+        return self._body.pending_bytes
 
     def data(self, data: bytes) -> None:
         """Take the next message."""

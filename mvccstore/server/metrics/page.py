@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from mvccstore.server.metrics.families import Family
 from mvccstore.server.transport.counts import Histogram
-from mvccstore.server.transport.http1 import TEXT, Exchange
+from mvccstore.server.transport.exchange import TEXT, Exchange
 
 _log = logging.getLogger("mvccstore.server")
 

@@ -90,12 +90,12 @@ class Auth:
             if not accounts.is_enabled:
                 raise Refusal.AUTH_NOT_ENABLED.error()
             user = accounts.users.get(name)
-            if user is None:
-                raise Refusal.AUTH_FAILED.error()
-            if user.has_no_password:
+            if user is not None and user.has_no_password:
                 raise Refusal.NO_PASSWORD_USER.error()
             revision = accounts.revision
-            if not await self._passwords.match(password, user.password):
+            # It takes as long where there is no such user: else the time would tell which names there are.
+            hashed = self._passwords.decoy if user is None else user.password
+            if not await self._passwords.match(password, hashed) or user is None:
                 raise Refusal.AUTH_FAILED.error()
             if accounts.is_enabled and accounts.revision == revision:  # else the password may be another one by now
                 break

@@ -22,167 +22,35 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from http import HTTPStatus
-from typing import Protocol, cast
-from urllib.parse import unquote
+from collections.abc import Callable
+from typing import cast
 
 import h11
 
-from mvccstore.server.transport.call import WRITABLE_BYTES, Metadata, Peer
+from mvccstore.server.transport.call import WRITABLE_BYTES, Peer
 from mvccstore.server.transport.dates import Dates
+from mvccstore.server.transport.exchange import (
+    TEXT,
+    BodyReceiver,
+    Exchange,
+    Fields,
+    HttpHandler,
+    Successor,
+)
+from mvccstore.server.transport.http1_head import Refused, reason_of, request_of
 from mvccstore.server.transport.limits import TransportLimits
 from mvccstore.server.transport.port import Connection, HttpFactory
 
 _log = logging.getLogger("mvccstore.server")
 
-Fields = Sequence[tuple[bytes, bytes]]
-TEXT: Fields = ((b"Content-Type", b"text/plain; charset=utf-8"), (b"X-Content-Type-Options", b"nosniff"))
-"""The fields of an answer for people."""
 _CLOSE = (b"Connection", b"close")
 _JOINED_MAX = 64
 _JOINED_BYTES_MAX = 16_384
 """Parts are joined into one write up to so many, and none that is larger."""
-_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
-@dataclass(frozen=True, slots=True)
-class HttpRequest:
-    """The head of a request."""
-
-    method: str
-    path: str
-    """Without escapes."""
-    query: str
-    """What follows the question mark, with its escapes."""
-    headers: Metadata
-    peer: Peer
-    is_secure: bool = False
-    """Whether it came over TLS."""
-
-
-class BodyReceiver(Protocol):
-    """Takes the body of a request. What it raises ends the connection."""
-
-    def data(self, data: bytes, /) -> None:
-        """Take the next bytes."""
-        ...
-
-    def end(self) -> None:
-        """Note that the body is complete."""
-        ...
-
-
-class _Carrier(Protocol):
-    """What an exchange needs of its connection."""
-
-    @property
-    def queued_bytes(self) -> int: ...
-
-    def send_head(self, exchange: Exchange, status: int, fields: Fields, /) -> None: ...
-
-    def send_part(self, part: bytes, /) -> None: ...
-
-    def send_end(self) -> None: ...
-
-    def flush_soon(self, count: int, /) -> None: ...
-
-
-Successor = Callable[[Callable[[], None]], asyncio.Protocol]
-"""Makes the protocol that a connection goes on with, a `Connection` too. It calls its argument when it is lost."""
-
-
-class Exchange:
-    """A request, and the answer to it. Used on the loop's thread only; what is sent after the end is dropped."""
-
-    __slots__ = (
-        "_connection",
-        "fields",
-        "has_begun",
-        "is_done",
-        "is_open_ended",
-        "on_cancel",
-        "on_writable",
-        "request",
-        "switch",
-    )
-
-    def __init__(self, connection: _Carrier, request: HttpRequest) -> None:
-        self._connection = connection
-        self.request = request
-        self.switch: Callable[[Exchange, Fields, Successor], None] | None = None
-        """Answers with 101, once the body has ended; None where that is impossible."""
-        self.fields: Fields = ()
-        """What the answer begins with, whatever it will be."""
-        self.is_done = False
-        self.has_begun = False
-        """Whether a part of the answer has been sent."""
-        self.is_open_ended = False
-        """Set by a handler whose request or answer may take for ever. The end of the client's input is its end."""
-        self.on_cancel: Callable[[], None] | None = None
-        self.on_writable: Callable[[], None] | None = None
-        """Called when the client reads again after it did not."""
-
-    @property
-    def queued_bytes(self) -> int:
-        """How much of what was sent the client has not taken yet."""
-        return 0 if self.is_done else self._connection.queued_bytes
-
-    def respond(self, status: int, fields: Fields, body: bytes) -> None:
-        """Send the whole answer. Its length and date are added."""
-        if not self.is_done and not self.has_begun:
-            length = (b"Content-Length", b"%d" % len(body))
-            self._connection.send_head(self, status, [*fields, length])
-            if body and self.request.method != "HEAD":
-                self._connection.send_part(body)
-            self.finish()
-
-    def begin(self, status: int, fields: Fields) -> None:
-        """Begin an answer of unknown length."""
-        if not self.is_done and not self.has_begun:
-            self._connection.send_head(self, status, fields)
-            self._connection.flush_soon(0)
-
-    def write(self, part: bytes) -> None:
-        """Send more of an answer that was begun. Each part is one chunk: clients rely on that for lines."""
-        if not self.is_done and part and self.request.method != "HEAD":
-            self._connection.send_part(part)
-            self._connection.flush_soon(len(part))
-
-    def finish(self) -> None:
-        """End an answer that was begun."""
-        if not self.is_done:
-            self.is_done = True
-            self.on_cancel = self.on_writable = None
-            self._connection.send_end()
-
-    def cancel(self) -> None:
-        """The client has gone. For the connection."""
-        if not self.is_done:
-            self.is_done = True
-            cancel, self.on_cancel, self.on_writable = self.on_cancel, None, None
-            if cancel is not None:
-                cancel()
-
-
-HttpHandler = Callable[[Exchange], BodyReceiver | None]
-"""Begins to serve a request. What it raises is answered with 500."""
-
-
-class _Refused(Exception):  # noqa: N818 - no error of ours
-    """What came is no request; how it is answered before the connection ends."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(status, message)
-        self.status = status
-        self.message = message
-
-
-def http_factory(handler: HttpHandler, limits: TransportLimits, time_ms: Callable[[], int]) -> HttpFactory:
-    """Return what a `Port` makes its HTTP/1.1 connections with. `time_ms` is for the `Date` of answers."""
-    dates = Dates(time_ms)
+def http_factory(handler: HttpHandler, limits: TransportLimits, dates: Dates) -> HttpFactory:
+    """Return what a `Port` makes its HTTP/1.1 connections with."""
     return lambda peer, on_lost: Http1Connection(handler, limits, peer, dates, on_lost)
 
 
@@ -315,10 +183,10 @@ class Http1Connection(asyncio.Protocol):
                 self.abort()
         elif self._is_reading_body:
             if not is_open_ended and waited > limits.http_body_seconds:
-                self._refuse(_Refused(408, "the request takes too long"))
+                self._refuse(Refused(408, "the request takes too long"))
         elif self._has_part_of_head:
             if waited > limits.http_head_seconds:
-                self._refuse(_Refused(408, "the request takes too long"))
+                self._refuse(Refused(408, "the request takes too long"))
         elif exchange is None and waited > limits.http_idle_seconds:
             self._close()
 
@@ -350,12 +218,12 @@ class Http1Connection(asyncio.Protocol):
                     break
         except h11.RemoteProtocolError as error:
             # What follows the colon would show the client's own bytes.
-            self._refuse(_Refused(error.error_status_hint, str(error).partition(":")[0]))
-        except _Refused as refused:
+            self._refuse(Refused(error.error_status_hint, str(error).partition(":")[0]))
+        except Refused as refused:
             self._refuse(refused)
         except Exception:  # noqa: BLE001 - ends this connection, and no other
             _log.exception("a request from %s ended by an error of ours", self._peer.address)
-            self._refuse(_Refused(500, "internal error"))
+            self._refuse(Refused(500, "internal error"))
         finally:
             self._is_advancing = False
             self.flush()
@@ -395,35 +263,12 @@ class Http1Connection(asyncio.Protocol):
         self._is_reading_body = True
         self._since = self._loop.time()
         self._surplus = 0
-        request = self._request(event)
+        request = request_of(event, self._limits, self._peer, is_secure=self._is_secure)
         exchange = self._exchange = Exchange(self, request)
         exchange.switch = self._switch
         receiver = self._handler(exchange)
         # If it has been answered already, nobody wants the body.
         self._receiver = None if exchange.is_done else receiver
-
-    def _request(self, event: h11.Request) -> HttpRequest:
-        """Judge a head as far as `h11` has not.
-
-        Raises:
-            _Refused: It must not be served.
-        """
-        pairs = tuple((bytes(name), bytes(value)) for name, value in event.headers)
-        headers = Metadata(pairs)
-        if sum(len(name) + len(value) for name, value in pairs) > self._limits.http_head_bytes_max:
-            raise _Refused(431, "the head is too large")
-        if not event.http_version.startswith(b"1."):
-            raise _Refused(505, "unsupported protocol version")
-        if headers.get(b"transfer-encoding") is not None:
-            if headers.get(b"content-length") is not None:
-                raise _Refused(400, "both a length and an encoding")
-            if event.http_version == b"1.0":
-                raise _Refused(400, "an encoding that HTTP/1.0 does not know")
-        expect = headers.get(b"expect")
-        if expect is not None and expect.lower() != b"100-continue":
-            raise _Refused(417, "unknown expectation")
-        path, query = _split_target(event.target.decode("latin-1"))
-        return HttpRequest(event.method.decode("ascii"), path, query, headers, self._peer, self._is_secure)
 
     def _note_surplus(self, count: int) -> None:
         """Count what nobody wants; the client must stop some time."""
@@ -474,7 +319,7 @@ class Http1Connection(asyncio.Protocol):
         # A client that waits for 100 Continue may send its body or not: nobody could say what the next bytes are.
         if self._is_draining or self._has_eof or self._h11.they_are_waiting_for_100_continue:
             extra.append(_CLOSE)
-        reason = _reason(status)
+        reason = reason_of(status)
         response = h11.Response(status_code=status, headers=[*exchange.fields, *fields, *extra], reason=reason)
         self._out.append(self._h11.send(response) or b"")
 
@@ -518,7 +363,7 @@ class Http1Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None or exchange.is_done or exchange.has_begun:
             return
-        response = h11.InformationalResponse(status_code=101, headers=[*fields], reason=_reason(101))
+        response = h11.InformationalResponse(status_code=101, headers=[*fields], reason=reason_of(101))
         self._out.append(self._h11.send(response) or b"")
         self.flush()
         exchange.is_done = True
@@ -543,7 +388,7 @@ class Http1Connection(asyncio.Protocol):
         if exchange is not None:
             exchange.cancel()
 
-    def _refuse(self, refused: _Refused) -> None:
+    def _refuse(self, refused: Refused) -> None:
         """Say what was wrong, if an answer has not begun, and end the connection."""
         has_begun = self._exchange is not None and self._exchange.has_begun
         self._drop_exchange()
@@ -553,7 +398,7 @@ class Http1Connection(asyncio.Protocol):
         if self._h11.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
             self._linger()  # what came wrong is the rest of a request that has been answered
             return
-        reason = _reason(refused.status)
+        reason = reason_of(refused.status)
         body = b"%d %s: %s\n" % (refused.status, reason, refused.message.encode("ascii", "replace"))
         fields = [*TEXT, (b"Content-Length", b"%d" % len(body)), self._dates.field(), _CLOSE]
         response = h11.Response(status_code=refused.status, headers=fields, reason=reason)
@@ -578,22 +423,3 @@ class Http1Connection(asyncio.Protocol):
         self.flush()
         if self._transport is not None:
             self._transport.close()
-
-
-def _split_target(target: str) -> tuple[str, str]:
-    """Return path and query of a request target (RFC 9112 3.2)."""
-    if not target.startswith("/"):
-        scheme, separator, rest = target.partition("://")
-        if separator and scheme.lower() in {"http", "https"}:
-            target = "/" + rest.partition("/")[2]
-    path, _, query = target.partition("?")
-    if _BAD_ESCAPE.search(path):
-        raise _Refused(400, "bad escape in the path")
-    return unquote(path, "latin-1"), query
-
-
-def _reason(status: int) -> bytes:
-    try:
-        return HTTPStatus(status).phrase.encode()
-    except ValueError:
-        return b""

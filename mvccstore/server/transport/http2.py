@@ -51,14 +51,12 @@ from mvccstore.server.transport.frames import (
     WINDOW_UPDATE,
     ErrorCode,
     ProtocolError,
-    Setting,
     StreamError,
     after_preface,
     check_form,
     frame,
     goaway_frame,
     rst_frame,
-    settings_frame,
     unpack_head,
     unpadded,
     window_frame,
@@ -67,8 +65,9 @@ from mvccstore.server.transport.guard import Guard
 from mvccstore.server.transport.head import Head, HeadDecoder, check_trailers
 from mvccstore.server.transport.keepalive import Keepalive, Verdict
 from mvccstore.server.transport.limits import TransportLimits
-from mvccstore.server.transport.settings import ClientSettings
-from mvccstore.server.transport.stream import MESSAGE_HEAD_BYTES, Stream
+from mvccstore.server.transport.page_stream import Pages, PageStream
+from mvccstore.server.transport.settings import ClientSettings, server_settings
+from mvccstore.server.transport.stream import MESSAGE_HEAD_BYTES, Stream, WireStream
 
 _log = logging.getLogger("mvccstore.server")
 
@@ -86,6 +85,7 @@ class Http2Connection(asyncio.Protocol):
 
     Args:
         on_lost: Called once when the connection is gone.
+        pages: What serves requests that are no calls; without, they are refused.
     """
 
     def __init__(
@@ -96,6 +96,7 @@ class Http2Connection(asyncio.Protocol):
         loop: asyncio.AbstractEventLoop,
         deadlines: Deadlines,
         on_lost: Callable[[Http2Connection], None],
+        pages: Pages | None = None,
     ) -> None:
         self.limits = limits
         self.deadlines = deadlines
@@ -109,10 +110,11 @@ class Http2Connection(asyncio.Protocol):
         self._router = router
         self._loop = loop
         self._on_lost = on_lost
-        self._heads = HeadDecoder(router, limits)
+        self._pages = pages
+        self._heads = HeadDecoder(router, limits, "none" if pages is None else "all" if pages.is_alone else "beside")
         self._guard = Guard(limits, loop.time)
-        self._streams: dict[int, Stream] = {}
-        self._pending: dict[Stream, None] = {}
+        self._streams: dict[int, WireStream] = {}
+        self._pending: dict[WireStream, None] = {}
         self._rest = b""
         self._awaited = PREFACE
         self._transport: asyncio.Transport | None = None
@@ -121,15 +123,13 @@ class Http2Connection(asyncio.Protocol):
         self._settings = ClientSettings()
         self._window_bytes = limits.window_bytes * _CONNECTION_WINDOWS
         self._whole_bytes_max = min(limits.window_bytes, limits.message_bytes_max, FRAME_BYTES_MAX)
-        self._receive_window = WINDOW_BYTES
+        self._receive_window = self._window_bytes
         self.last_id = 0
         self._draining = Draining(self, loop)
         self._has_settings = False
         # A header block under way: its stream, flags of HEADERS, and what has come of it.
         self._block: tuple[int, int, bytearray] | None = None
-        self._queued = 0
-        self._held = 0
-        self._unread = 0
+        self._queued = self._held = self._unread = 0
         self._keepalive = Keepalive(limits, loop.time())
 
     # The transport's calls
@@ -138,13 +138,7 @@ class Http2Connection(asyncio.Protocol):
         """Begin: say what we allow."""
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=4 * _FLUSH_BYTES)
-        settings = {
-            Setting.MAX_CONCURRENT_STREAMS: self.limits.streams_max,
-            Setting.INITIAL_WINDOW_SIZE: self.limits.window_bytes,
-            Setting.MAX_HEADER_LIST_SIZE: self.limits.header_bytes_max,
-        }
-        self.out += (settings_frame(settings), window_frame(0, self._window_bytes - WINDOW_BYTES))
-        self._receive_window = self._window_bytes
+        self.out += (server_settings(self.limits), window_frame(0, self._window_bytes - WINDOW_BYTES))
         self.flush()
 
     def data_received(self, data: bytes) -> None:
@@ -337,12 +331,17 @@ class Http2Connection(asyncio.Protocol):
         if head.refusal is not None:
             self._refuse(head, number, is_end=is_end)
             return
-        stream = Stream(self._router, self, head, number, self.peer, self._settings.initial_window)
-        self._streams[number] = stream
+        stream = self._streams[number] = self._stream(head, number)
         stream.is_half_closed = is_end
         stream.begin_call()
         if is_end:
             stream.receive(b"", is_end=True, frame_bytes=0)
+
+    def _stream(self, head: Head, number: int) -> WireStream:
+        page, window = head.page, self._settings.initial_window
+        if page is None or self._pages is None:
+            return Stream(self._router, self, head, number, self.peer, window)
+        return PageStream(self._pages, self, page, number, self.peer, window)
 
     def _take_trailers(self, flags: int, number: int, block: bytes) -> None:
         fields = self._heads.fields(block)
@@ -536,7 +535,7 @@ class Http2Connection(asyncio.Protocol):
             block = TABLE_SIZE_0 + block
         return frame(HEADERS, END_HEADERS | flags, number, block)
 
-    def queue(self, stream: Stream, count: int) -> None:
+    def queue(self, stream: WireStream, count: int) -> None:
         """Count bytes that wait in a stream."""
         self._queued += count
         if self._queued > self.limits.queued_bytes_max:
@@ -556,7 +555,7 @@ class Http2Connection(asyncio.Protocol):
             raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "too many requests that are not complete")
         self._held += count
 
-    def forget(self, stream: Stream) -> None:
+    def forget(self, stream: WireStream) -> None:
         """A stream has sent its last frame."""
         number = stream.number
         if self._streams.pop(number, None) is not None:
@@ -567,7 +566,7 @@ class Http2Connection(asyncio.Protocol):
             if self._draining.is_announced:
                 self.close_if_done()
 
-    def _consider(self, stream: Stream) -> None:
+    def _consider(self, stream: WireStream) -> None:
         if stream.can_pump:
             self._pending[stream] = None
         else:

@@ -15,6 +15,7 @@ from mvccstore.server.transport.deadlines import Deadlines
 from mvccstore.server.transport.frames import PREFACE
 from mvccstore.server.transport.http2 import Http2Connection
 from mvccstore.server.transport.limits import TransportLimits
+from mvccstore.server.transport.page_stream import Pages
 from mvccstore.server.transport.secure import SecureTransport
 from mvccstore.server.transport.tls import Handshakes
 
@@ -49,6 +50,7 @@ class Port:
         http: Makes what serves HTTP/1.1; None to serve only gRPC.
         is_grpc: False serves only HTTP/1.1 (etcd's `--listen-client-http-urls`).
         handshakes: Has all connections speak TLS.
+        pages: What serves over HTTP/2 what is no gRPC. etcd does so with TLS alone: without, gRPC refuses it.
     """
 
     def __init__(
@@ -59,12 +61,14 @@ class Port:
         *,
         is_grpc: bool = True,
         handshakes: Handshakes | None = None,
+        pages: Pages | None = None,
     ) -> None:
         self._router = router
         self._limits = limits
         self._http = http
         self._is_grpc = is_grpc
         self._handshakes = handshakes
+        self._pages = pages
         self.rejected = 0
         """How many handshakes have failed."""
         self._loop = asyncio.get_running_loop()
@@ -99,14 +103,18 @@ class Port:
         self.rejected += 1
 
     def begin(self, transport: asyncio.Transport, first: bytes, peer: Peer) -> None:
-        """Choose the protocol of a connection by its first bytes."""
+        """Choose the protocol of a connection by what was agreed on in its handshake, or else by its first bytes."""
         protocol: asyncio.Protocol
-        if PREFACE.startswith(first[: len(PREFACE)]):
-            if not self._is_grpc:
+        secured = transport.get_extra_info("ssl_object")
+        agreed = None if secured is None else secured.selected_alpn_protocol()
+        if agreed == "h2" or (agreed is None and PREFACE.startswith(first[: len(PREFACE)])):
+            if not self._is_grpc and self._pages is None:
                 transport.abort()
                 return
             protocol = Http2Connection(
-                self._router, self._limits, peer, self._loop, self._deadlines, self._connections_discard
+                *(self._router, self._limits, peer, self._loop, self._deadlines),
+                on_lost=self._connections_discard,
+                pages=self._pages,
             )
         elif self._http is not None:
             protocol = self._http(peer, self._connections_discard)

@@ -58,6 +58,38 @@ _OK_BEFORE, _OK_BLOCK = _OK_TRAILERS
 _DATA_FLAGS = bytes((DATA, 0))
 
 
+class WireStream(Protocol):
+    """What a connection does with a stream, whatever it carries."""
+
+    number: int
+    is_half_closed: bool
+
+    @property
+    def can_pump(self) -> bool:
+        """Whether something waits that the stream's own window allows."""
+        ...
+
+    def begin_call(self) -> None:
+        """Begin with what the head of the request says."""
+        ...
+
+    def receive(self, payload: bytes, *, is_end: bool, frame_bytes: int) -> None:
+        """Take the payload of a DATA frame; `frame_bytes` counts its padding too."""
+        ...
+
+    def widen(self, increment: int) -> None:
+        """Let more be sent; also less, if the client has changed its settings."""
+        ...
+
+    def pump(self) -> int:
+        """Send one frame of what waits; return its size."""
+        ...
+
+    def cancel(self) -> None:
+        """The client has reset the stream, or is gone: nothing more can be sent."""
+        ...
+
+
 class Wire(Protocol):
     """What a stream needs of its connection."""
 
@@ -74,7 +106,7 @@ class Wire(Protocol):
         """Have `out` written at the end of this turn of the loop."""
         ...
 
-    def queue(self, stream: Stream, count: int) -> None:
+    def queue(self, stream: WireStream, count: int) -> None:
         """Note that so many bytes of a stream wait, and have it pumped when that is possible."""
         ...
 
@@ -82,7 +114,7 @@ class Wire(Protocol):
         """Note that so many bytes wait no more."""
         ...
 
-    def forget(self, stream: Stream) -> None:
+    def forget(self, stream: WireStream) -> None:
         """Note that a stream has sent its last frame."""
         ...
 

@@ -38,6 +38,12 @@ _SUITES = frozenset(
 )
 _SUITES_1_3 = frozenset({"TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"})
 _HTTP2_SUITES = ("TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256", "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256")
+_DEFAULT_SUITES = [
+    f"TLS_ECDHE_{kind}_WITH_{name}"
+    for name in ("AES_128_GCM_SHA256", "AES_256_GCM_SHA384", _CHACHA[0], "AES_128_CBC_SHA", "AES_256_CBC_SHA")
+    for kind in ("ECDSA", "RSA")
+]
+"""Go's, and so etcd's: each with keys of its own for every connection."""
 _SPELLINGS = (
     ("POLY1305_SHA256", "POLY1305"),
     ("3DES_EDE_CBC", "DES_CBC3"),
@@ -79,7 +85,7 @@ class TLSOptions:
     max_version: str = ""
     """TLS1.2 or TLS1.3; the newest by default."""
     cipher_suites: tuple[str, ...] = ()
-    """For TLS 1.2, by their names in RFC 5246 and the like, best first; OpenSSL's choice by default."""
+    """For TLS 1.2, by their names in RFC 5246 and the like, best first; Go's choice by default."""
 
     def __post_init__(self) -> None:
         problem = self._problem()
@@ -178,7 +184,7 @@ class Handshakes:
         if options.crl_file or options.allowed_names or options.allowed_hostnames:
             shown = secured.getpeercert() or {}
             if options.crl_file:
-                self._check_serial(int(str(shown.get("serialNumber", "0")), 16))
+                self._check_serial(int(str(shown["serialNumber"]), 16))
             if options.allowed_names:
                 is_wanted = not set(options.allowed_names).isdisjoint(_common_names(shown)[-1:])
             else:
@@ -211,15 +217,17 @@ def _new_context(options: TLSOptions) -> ssl.SSLContext:
         minimum = _NEWEST
     context.minimum_version = _VERSIONS[minimum]
     context.maximum_version = _VERSIONS[options.max_version or _NEWEST]
-    suites = [_openssl_name(name) for name in options.cipher_suites if name not in _SUITES_1_3]
-    if suites:
-        context.set_ciphers(":".join(suites))
+    suites = [name for name in options.cipher_suites if name not in _SUITES_1_3]
+    context.set_ciphers(":".join(map(_openssl_name, suites or _DEFAULT_SUITES)))
     # Not asked for on a terminal: a key with a passphrase is one that cannot be read.
     context.load_cert_chain(options.cert_file, options.key_file, password=lambda: b"")
-    # Clients of gRPC offer h2 alone. Who offers both can do without: pages are served over HTTP/1.1.
-    context.set_alpn_protocols(["http/1.1", "h2"])
+    context.set_alpn_protocols(["h2", "http/1.1"])
     if options.needs_client_cert:
         context.verify_mode = ssl.CERT_REQUIRED
+        # OpenSSL looks at a certificate when a session begins and not when it is taken up again: one that has ended, or
+        # whose authority is trusted no more, would be good for hours.
+        context.num_tickets = 0
+        context.options |= ssl.OP_NO_TICKET
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # whoever is trusted need be no root
         if options.trusted_ca_file:
             context.load_verify_locations(options.trusted_ca_file)

@@ -32,9 +32,10 @@ from wsproto.frame_protocol import CloseReason
 from wsproto.utilities import generate_accept_token
 
 from mvccstore.server.transport.call import WRITABLE_BYTES, Metadata
+from mvccstore.server.transport.exchange import TEXT, BodyReceiver, Exchange, Fields, HttpHandler
 from mvccstore.server.transport.frames import ProtocolError
 from mvccstore.server.transport.guard import Guard
-from mvccstore.server.transport.http1 import TEXT, BodyReceiver, Exchange, Fields, HttpHandler, HttpRequest
+from mvccstore.server.transport.http1_head import HttpRequest
 from mvccstore.server.transport.limits import TransportLimits
 
 _log = logging.getLogger("mvccstore.server")
@@ -106,6 +107,11 @@ class _Handshake:
         self._exchange = exchange
         self._fields = fields
         self._successor = successor
+
+    @property
+    def pending_bytes(self) -> int:
+        """Nothing."""
+        return 0
 
     def data(self, _data: bytes) -> None:
         """Refuse it."""
