@@ -39,6 +39,8 @@ _RAFT = "etcd/raft"
 _TERM_FIRST = 2
 UNDER_WAY_BYTES_MAX = 256 << 20
 """Of what clients want written and is not yet; so a thousand clients with large values do not fill the memory."""
+_COST_BYTES = 64 << 10
+"""A write counts once, and once more for so many bytes: 256 MiB are as much as 4,096 writes."""
 _INDEX_SLACK = 2 * UNDER_WAY_MAX
 """How far ahead the index is noted. It is noted anew after half as many commands, and no more than the other half can
 be answered before that is on disk."""
@@ -131,6 +133,7 @@ class Node:
         """
         self.check_under_way()
         self._bytes_under_way += size_bytes
+        call.begin_work(1 + size_bytes // _COST_BYTES)
         done = partial(self._done, call, request, then, size_bytes, self.slow.now())
         if check is None:
             self.writer.submit(request, done)
@@ -148,6 +151,7 @@ class Node:
     ) -> None:
         """Answer a call whose request was carried out."""
         self._bytes_under_way -= size_bytes
+        call.end_work(1 + size_bytes // _COST_BYTES)
         took = self.slow.now() - began_at
         if took > self.slow.unary_seconds:
             self.slow.note_call(call, took, request, size_bytes)
@@ -168,6 +172,16 @@ class Node:
         if self.writer.under_way > UNDER_WAY_MAX or self._bytes_under_way > UNDER_WAY_BYTES_MAX:
             self.tally.proposals_failed += 1
             raise Refusal.TOO_MANY_REQUESTS.error()
+
+    def share(self) -> int:
+        """Return how much work one connection may have under way: half of what there is room for beside all that is.
+
+        So a client alone has a third of what there can be, each of two a quarter, and hundreds leave room for others:
+        calls are refused only when there are thousands of connections, with a write each.
+        """
+        room = UNDER_WAY_MAX - self.writer.under_way
+        room_bytes = UNDER_WAY_BYTES_MAX - self._bytes_under_way
+        return max(1, min(room, room_bytes // _COST_BYTES) // 2)
 
     def _checked(self, check: Check, request: WriteRequest) -> Result:
         check()

@@ -15,8 +15,10 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from functools import partial
+from typing import Self
 
 from mvccstore.codec import new_put
 from mvccstore.errors import CompactedError
@@ -67,6 +69,10 @@ _KEPT_BYTES_MAX = 4 << 20
 
 That takes 66 ms for 20,000 rows of 100 bytes where reading them again takes 126; 24 and 37 for 3,000 of 1,000 bytes.
 """
+_ALL_KEPT_BYTES_MAX = 64 << 20
+"""Of all calls at once: with thousands of them, each reads its rows again."""
+_BESIDE_COST = 500
+"""What a read on a thread counts for among the work of a connection: a client alone has a handful at once."""
 _SMALL_ROWS = 64
 _SMALL_BYTES = 64 << 10
 """A range of no more is looked through on the loop; rows of no more, which a write has found, are encoded on it."""
@@ -85,6 +91,7 @@ class KV:
         self._bytes_max = node.limits.max_request_bytes
         self._cost = message_cost if node.persona.counts_nested_puts else own_cost
         self._envelope_bytes = _envelope_bytes(node.member_id)
+        self._all_kept = [0]
 
     def methods(self) -> list[Method]:
         """Return the handlers."""
@@ -158,7 +165,11 @@ class KV:
     async def _find_beside(self, call: Call, request: RangeRequest, judged_at: int) -> bytes:
         began_at = self._node.slow.now()
         loop = asyncio.get_running_loop()
-        revision, rows, fields = await loop.run_in_executor(None, self._find_encoded, request)
+        call.begin_work(_BESIDE_COST)
+        try:
+            revision, rows, fields = await loop.run_in_executor(None, self._find_encoded, request)
+        finally:
+            call.end_work(_BESIDE_COST)
         self._node.auth.check_unchanged(judged_at)
         self._node.slow.note_read(call, began_at, request, rows, len(fields))
         return self._node.header(revision) + fields
@@ -186,19 +197,15 @@ class KV:
         assert isinstance(keys, KeyRange)
         began_at = self._node.slow.now()
         # Not at the revision of the first look: that may be compacted by now.
-        with self._store.snapshot(revision=max(request.revision, 0)) as snapshot:
+        with self._store.snapshot(revision=max(request.revision, 0)) as snapshot, _Kept(self._all_kept) as kept:
             self._node.auth.check_unchanged(judged_at)
             header = self._header_of(request, snapshot.revision)
             size = rows = 0
-            kept: list[bytes] = []
             async for page in _pages(snapshot, keys, limit):
                 rows += len(page)
                 encoded = _row_fields(page, keys_only=request.keys_only)
                 size += len(encoded)
-                if size <= _KEPT_BYTES_MAX:
-                    kept.append(encoded)
-                else:
-                    kept.clear()
+                kept.add(encoded)
             count = rows
             if limit:
                 count = await asyncio.get_running_loop().run_in_executor(None, snapshot.count, keys)
@@ -206,10 +213,10 @@ class KV:
             self._node.slow.note_read(call, began_at, request, rows, size)
             call.begin(len(header) + size + len(tail))
             call.send_part(header)
-            for encoded in kept:
-                call.send_part(encoded)
+            while kept.parts:
+                call.send_part(kept.take())
                 await call.drained()
-            if size > _KEPT_BYTES_MAX:
+            if kept.has_given_up:
                 async for page in _pages(snapshot, keys, limit):
                     call.send_part(_row_fields(page, keys_only=request.keys_only))
                     await call.drained()
@@ -467,6 +474,49 @@ def _has_filters(request: RangeRequest) -> bool:
         or request.min_create_revision
         or request.max_create_revision
     )
+
+
+class _Kept:
+    """The rows of a large range, encoded, as far as a call may keep them: all, or none.
+
+    Args:
+        total: The bytes that all calls keep, as its only element.
+    """
+
+    def __init__(self, total: list[int]) -> None:
+        self.parts: deque[bytes] = deque()
+        self.has_given_up = False
+        self._size = 0
+        self._total = total
+
+    def add(self, part: bytes) -> None:
+        """Keep one more, or none any more."""
+        if self.has_given_up:
+            return
+        size = len(part)
+        if self._size + size > _KEPT_BYTES_MAX or self._total[0] + size > _ALL_KEPT_BYTES_MAX:
+            self.has_given_up = True
+            self.__exit__()
+        else:
+            self.parts.append(part)
+            self._count(size)
+
+    def take(self) -> bytes:
+        """Return the first, and keep it no more."""
+        part = self.parts.popleft()
+        self._count(-len(part))
+        return part
+
+    def _count(self, change: int) -> None:
+        self._size += change
+        self._total[0] += change
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.parts.clear()
+        self._count(-self._size)
 
 
 class _pages:  # noqa: N801 - reads as the generator that it would be, were that closed in time

@@ -106,6 +106,8 @@ class Router:
     """Called before each call's handler; raises to refuse the call."""
     translate: Callable[[Exception], RpcError | None] = lambda _: None
     """Says how a call ends whose handler raised something else than `RpcError`; None if that is a bug."""
+    share: Callable[[], int] = lambda: 1 << 30
+    """Says how much work (`Call.begin_work`) one connection may have under way now; 1 at least."""
     _services: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -188,6 +190,18 @@ class Call(ABC):
     @abstractmethod
     def fail(self, error: RpcError) -> None:
         """End the call with an error."""
+
+    def begin_work(self, cost: int = 1) -> None:
+        """Note that work of the call is under way. A connection that has its share of it has to wait.
+
+        It must not be work that waits for something that the client has still to send. Not counted where a
+        connection has one call at a time.
+        """
+        del cost
+
+    def end_work(self, cost: int = 1) -> None:
+        """Note that it is done; also if the call has ended meanwhile."""
+        del cost
 
     # What is the same for all
 

@@ -17,6 +17,7 @@ from mvccstore.server.transport.http2 import Http2Connection
 from mvccstore.server.transport.limits import TransportLimits
 from mvccstore.server.transport.secure import SecureTransport
 from mvccstore.server.transport.tls import Handshakes
+from mvccstore.server.transport.turns import Turns
 
 _LOOK_SECONDS = 1.0
 
@@ -69,6 +70,8 @@ class Port:
         """How many handshakes have failed."""
         self._loop = asyncio.get_running_loop()
         self._deadlines = Deadlines(self._loop)
+        self.turns = Turns(self._loop, limits)
+        """Of its connections."""
         self._servers: list[asyncio.AbstractServer] = []
         self._connections: dict[Connection, Peer | None] = {}
         """And who is at the other end, once the protocol is known."""
@@ -90,7 +93,7 @@ class Port:
         """Listen on a unix socket."""
         self._servers.append(await self._loop.create_unix_server(self._accept, path, backlog=4096))
 
-    def _accept(self) -> asyncio.Protocol:
+    def _accept(self) -> asyncio.BaseProtocol:
         if self._handshakes is None:
             return _Greeter(self)
         return SecureTransport(lambda: _Greeter(self), self._handshakes, self._limits, self, self._note_rejected)
@@ -100,13 +103,13 @@ class Port:
 
     def begin(self, transport: asyncio.Transport, first: bytes, peer: Peer) -> None:
         """Choose the protocol of a connection by its first bytes."""
-        protocol: asyncio.Protocol
+        protocol: asyncio.BaseProtocol
         if PREFACE.startswith(first[: len(PREFACE)]):
             if not self._is_grpc:
                 transport.abort()
                 return
             protocol = Http2Connection(
-                self._router, self._limits, peer, self._loop, self._deadlines, self._connections_discard
+                self._router, self._limits, peer, self._loop, self._deadlines, self.turns, self._connections_discard
             )
         elif self._http is not None:
             protocol = self._http(peer, self._connections_discard)
@@ -114,7 +117,9 @@ class Port:
             transport.abort()
             return
         self._connections[cast("Connection", protocol)] = peer
+        transport.pause_reading()  # uvloop asks how a protocol takes what comes when it begins to read for it
         transport.set_protocol(protocol)
+        transport.resume_reading()
         protocol.connection_made(transport)
         protocol.data_received(first)
 

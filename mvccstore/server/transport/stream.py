@@ -98,6 +98,14 @@ class Wire(Protocol):
         """Count bytes of requests that are not complete, or, negative, are now."""
         ...
 
+    def begin_work(self, cost: int) -> None:
+        """Count work of a call that is under way."""
+        ...
+
+    def end_work(self, cost: int) -> None:
+        """Count it no more."""
+        ...
+
 
 class Stream(Call):
     """One call over HTTP/2."""
@@ -341,6 +349,14 @@ class Stream(Call):
             self._incoming = None
 
     # Sending
+
+    def begin_work(self, cost: int = 1) -> None:
+        """Note it at the connection."""
+        self._wire.begin_work(cost)
+
+    def end_work(self, cost: int = 1) -> None:
+        """Note it there."""
+        self._wire.end_work(cost)
 
     @property
     def queued_bytes(self) -> int:
