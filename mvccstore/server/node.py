@@ -41,7 +41,10 @@ UNDER_WAY_BYTES_MAX = 256 << 20
 """Of what clients want written and is not yet; so a thousand clients with large values do not fill the memory."""
 _COST_BYTES = 64 << 10
 """A write counts once, and once more for so many bytes: 256 MiB are as much as 4,096 writes."""
-_INDEX_SLACK = 2 * UNDER_WAY_MAX
+REFUSED_ABOVE = 4 * UNDER_WAY_MAX
+"""So many writes under way are refused. From `UNDER_WAY_MAX` on a connection over HTTP/2 has one at a time, and waits: to
+be refused takes more of them than that, or other ways in."""
+_INDEX_SLACK = 2 * REFUSED_ABOVE
 """How far ahead the index is noted. It is noted anew after half as many commands, and no more than the other half can
 be answered before that is on disk."""
 
@@ -169,15 +172,14 @@ class Node:
 
     def check_under_way(self) -> None:
         """Raise if too much waits to be written for a call to add to it."""
-        if self.writer.under_way > UNDER_WAY_MAX or self._bytes_under_way > UNDER_WAY_BYTES_MAX:
+        if self.writer.under_way > REFUSED_ABOVE or self._bytes_under_way > UNDER_WAY_BYTES_MAX:
             self.tally.proposals_failed += 1
             raise Refusal.TOO_MANY_REQUESTS.error()
 
     def share(self) -> int:
         """Return how much work one connection may have under way: half of what there is room for beside all that is.
 
-        So a client alone has a third of what there can be, each of two a quarter, and hundreds leave room for others:
-        calls are refused only when there are thousands of connections, with a write each.
+        So a client alone has a third of `UNDER_WAY_MAX`, each of two a quarter, and each of thousands has one.
         """
         room = UNDER_WAY_MAX - self.writer.under_way
         room_bytes = UNDER_WAY_BYTES_MAX - self._bytes_under_way

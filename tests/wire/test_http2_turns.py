@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from mvccstore.server.transport.limits import TransportLimits
 from tests.wire.http2_kit import (
     DATA,
@@ -84,6 +86,19 @@ def test_a_slice_ends_after_so_many_bytes_too() -> None:
         session.loop.turn()
         done.append(answered(session))
     assert done == [3, 9]  # in the second turn there are three slices
+
+
+@pytest.mark.parametrize("is_read", [True, False])
+def test_a_slice_ends_after_so_many_bytes_of_answers_too(*, is_read: bool) -> None:
+    """Also of those that its windows do not allow. So little of what it does not read is there when that is known."""
+    (session,) = crowd(1, TransportLimits(slice_answer_bytes=100_000, turn_seconds=1.0))
+    session.change(initial_window=10_000_000 if is_read else 0)
+    session.connection.data_received(b"".join(unary(2 * one + 1, b"/t.T/Big", b"40000") for one in range(30)))
+    done = [session.connection.last_id // 2 + 1]
+    while done[-1] < 30:
+        session.loop.turn()
+        done.append(session.connection.last_id // 2 + 1)
+    assert done == [3, 12, 21, 30]
 
 
 def test_what_comes_while_a_client_waits_is_carried_out_behind_that() -> None:

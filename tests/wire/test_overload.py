@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -17,7 +19,10 @@ from mvccstore.server.member import Identity
 from mvccstore.server.messages import rpc
 from mvccstore.server.node import UNDER_WAY_BYTES_MAX, Node, RequestLimits
 from mvccstore.server.services import kv as kv_service
+from mvccstore.server.serving import new_event_loop
+from mvccstore.server.transport.call import Router
 from mvccstore.server.transport.limits import TransportLimits
+from mvccstore.server.transport.port import Port
 from mvccstore.server.writer import UNDER_WAY_MAX
 from tests.wire.client import Client, Endpoint
 from tests.wire.requests import get
@@ -63,6 +68,32 @@ def test_a_client_that_pipelines_ten_megabytes_of_puts_is_answered_and_no_other_
     assert reader.data_bytes >= len(beside) * 20
     assert writer.data_bytes >= len(beside) * 20
     assert len(beside) >= 5, beside  # others were served again and again while it waited
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, new_event_loop])
+def test_all_who_connect_at_once_are_taken_in_a_few_turns_of_the_loop(
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """However long a turn is: a thousand clients that come back are not one a turn."""
+
+    async def main() -> None:
+        port = Port(Router({}), TransportLimits())
+        number = await port.listen("127.0.0.1", 0)
+        with ExitStack() as stack:
+            for _ in range(200):
+                stack.enter_context(socket.create_connection(("127.0.0.1", number)))
+            turns = 0
+            while len(port) < 200 and turns < 30:
+                turns += 1
+                await asyncio.sleep(0)
+            taken = len(port)
+            await port.close()
+            assert taken == 200
+            late = stack.enter_context(socket.socket())
+            assert late.connect_ex(("127.0.0.1", number)) != 0  # nobody listens any more
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(main())
 
 
 def test_a_connection_may_have_half_as_much_work_under_way_as_there_is_room_for_more(

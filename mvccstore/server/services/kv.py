@@ -71,8 +71,8 @@ That takes 66 ms for 20,000 rows of 100 bytes where reading them again takes 126
 """
 _ALL_KEPT_BYTES_MAX = 64 << 20
 """Of all calls at once: with thousands of them, each reads its rows again."""
-_BESIDE_COST = 500
-"""What a read on a thread counts for among the work of a connection: a client alone has a handful at once."""
+_LARGE_COST = 500
+"""What a read that is not answered at once counts for among the work of a connection: it has a handful at a time."""
 _SMALL_ROWS = 64
 _SMALL_BYTES = 64 << 10
 """A range of no more is looked through on the loop; rows of no more, which a write has found, are encoded on it."""
@@ -128,7 +128,7 @@ class KV:
         revision, limit = max(request.revision, 0), max(request.limit, 0)
         if _needs_all(request):
             if self._rows_of_small(keys, revision) is None:
-                call.run(self._find_beside(call, request, judged_at))
+                call.run(self._find_beside(call, request, judged_at), _LARGE_COST)
                 return None
             return self._found(self._store.find(request))
         rows = min(limit, PAGE_ROWS) if limit else PAGE_ROWS
@@ -136,11 +136,11 @@ class KV:
         count = len(page.kvs)
         if page.resume is not None:
             if count != limit:
-                call.run(self._large_range(call, request, judged_at))
+                call.run(self._large_range(call, request, judged_at), _LARGE_COST)
                 return None
             rest = self._rows_of_small(KeyRange(page.resume, keys.end), page.revision)
             if rest is None:
-                call.run(self._find_beside(call, request, judged_at))
+                call.run(self._find_beside(call, request, judged_at), _LARGE_COST)
                 return None
             count += rest
         kvs = _without_values(page.kvs) if request.keys_only else page.kvs
@@ -165,11 +165,7 @@ class KV:
     async def _find_beside(self, call: Call, request: RangeRequest, judged_at: int) -> bytes:
         began_at = self._node.slow.now()
         loop = asyncio.get_running_loop()
-        call.begin_work(_BESIDE_COST)
-        try:
-            revision, rows, fields = await loop.run_in_executor(None, self._find_encoded, request)
-        finally:
-            call.end_work(_BESIDE_COST)
+        revision, rows, fields = await loop.run_in_executor(None, self._find_encoded, request)
         self._node.auth.check_unchanged(judged_at)
         self._node.slow.note_read(call, began_at, request, rows, len(fields))
         return self._node.header(revision) + fields
@@ -211,6 +207,7 @@ class KV:
                 count = await asyncio.get_running_loop().run_in_executor(None, snapshot.count, keys)
             tail = (b"\x18\x01" if count > rows else b"") + int_field(4, count)
             self._node.slow.note_read(call, began_at, request, rows, size)
+            call.note_worked()  # what follows is as fast as the client
             call.begin(len(header) + size + len(tail))
             call.send_part(header)
             while kept.parts:

@@ -134,6 +134,7 @@ class Call(ABC):
     """One call, from its first byte to its status. Used on the loop's thread only."""
 
     __slots__ = (
+        "_cost",
         "_task",
         "_waiter",
         "began_at",
@@ -158,6 +159,7 @@ class Call(ABC):
         self.on_writable: Callable[[], None] | None = None
         """Called when the call is writable again, each time it was not; to be set by who wants to know."""
         self._task: asyncio.Task[None] | None = None
+        self._cost = 0
         self._waiter: asyncio.Future[None] | None = None
 
     # What a transport provides
@@ -239,10 +241,24 @@ class Call(ABC):
             except Exception:  # noqa: BLE001 - as above
                 _log.exception("%s failed after its call had ended, or while it was told to go on", self.method.path)
 
-    def run(self, work: Coroutine[Any, Any, bytes | None]) -> None:
-        """Serve the call by a task, which is cancelled if the call is. It returns as a unary handler does, or raises."""
+    def run(self, work: Coroutine[Any, Any, bytes | None], cost: int = 0) -> None:
+        """Serve the call by a task, which is cancelled if the call is. It returns as a unary handler does, or raises.
+
+        Args:
+            cost: As of `begin_work`, from now to the end of the task, or to `note_worked`.
+        """
         self._task = asyncio.get_running_loop().create_task(self._serve(work))
         self.on_cancel = self._cancel_task
+        if cost:
+            self._cost = cost
+            self.begin_work(cost)
+            self._task.add_done_callback(self.note_worked)  # a task that is cancelled at once does nothing itself
+
+    def note_worked(self, _: object = None) -> None:
+        """Note that what `cost` of `run` stands for is done. May be repeated."""
+        cost, self._cost = self._cost, 0
+        if cost:
+            self.end_work(cost)
 
     def _cancel_task(self) -> None:
         if self._task is not None:

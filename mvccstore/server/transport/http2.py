@@ -248,11 +248,12 @@ class Http2Connection(Outgoing, asyncio.BufferedProtocol):
         position, end = 0, len(data)
         frames, bytes_max = self.limits.slice_frames, self.limits.slice_bytes
         work_max = self._router.share()
+        answers_max = self.send_window - self._queued - self.limits.slice_answer_bytes
         while end - position >= FRAME_HEAD_BYTES:
             if self.work >= work_max or not self.is_writable:
                 self._wait(data[position:], is_held=True)
                 return
-            if frames == 0 or position >= bytes_max:
+            if frames == 0 or position >= bytes_max or self.send_window - self._queued < answers_max:
                 self._wait(data[position:], is_held=False)
                 return
             frames -= 1

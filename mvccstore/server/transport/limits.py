@@ -30,6 +30,8 @@ class TransportLimits:
     """How many frames of a connection are carried out at once, before others have their turn."""
     slice_bytes: int = 32 * 1024
     """How many bytes of them: a frame more, at most."""
+    slice_answer_bytes: int = 128 * 1024
+    """How many bytes of answers to them: an answer more, at most."""
     turn_seconds: float = 0.005
     """For how long, in a turn of the loop, those are carried out who have sent more than a slice."""
     waiting_bytes_max: int = 64 * 1024

@@ -6,6 +6,7 @@ What it owns: the sockets that listen, and the connections they have accepted.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable
 from typing import Protocol, cast
@@ -20,6 +21,7 @@ from mvccstore.server.transport.tls import Handshakes
 from mvccstore.server.transport.turns import Turns
 
 _LOOK_SECONDS = 1.0
+_ACCEPTED_A_TURN = 64
 
 
 class Connection(Protocol):
@@ -73,6 +75,10 @@ class Port:
         self.turns = Turns(self._loop, limits)
         """Of its connections."""
         self._servers: list[asyncio.AbstractServer] = []
+        self._sockets: list[socket.socket] = []
+        """Those of TCP that listen."""
+        self._is_accepting = False
+        self._accepting: set[asyncio.Task[None]] = set()
         self._connections: dict[Connection, Peer | None] = {}
         """And who is at the other end, once the protocol is known."""
         self._gone = asyncio.Event()
@@ -87,6 +93,7 @@ class Port:
         """Listen on a TCP address; return the port, which is chosen if 0 was given."""
         server = await self._loop.create_server(self._accept, host, port, backlog=4096)
         self._servers.append(server)
+        self._sockets += [socket.socket(fileno=os.dup(one.fileno())) for one in server.sockets]
         return cast("int", server.sockets[0].getsockname()[1])
 
     async def listen_unix(self, path: str) -> None:
@@ -94,6 +101,32 @@ class Port:
         self._servers.append(await self._loop.create_unix_server(self._accept, path, backlog=4096))
 
     def _accept(self) -> asyncio.BaseProtocol:
+        if self._sockets and not self._is_accepting:
+            self._is_accepting = True
+            self._loop.call_soon(self._accept_more)
+        return self._new_protocol()
+
+    def _accept_more(self) -> None:
+        """Accept more of those who came at once: uvloop takes one in each turn of the loop, however long a turn is."""
+        self._is_accepting = False
+        for listener in self._sockets:
+            for _ in range(_ACCEPTED_A_TURN):
+                try:
+                    accepted, _address = listener.accept()
+                except OSError:  # there is none; or no file is left, which the loop sees as well
+                    break
+                accepting = self._loop.create_task(self._take(accepted))
+                self._accepting.add(accepting)
+                accepting.add_done_callback(self._accepting.discard)
+
+    async def _take(self, accepted: socket.socket) -> None:
+        accepted.setblocking(False)
+        try:
+            await self._loop.connect_accepted_socket(self._new_protocol, accepted)
+        except OSError:  # gone already
+            accepted.close()
+
+    def _new_protocol(self) -> asyncio.BaseProtocol:
         if self._handshakes is None:
             return _Greeter(self)
         return SecureTransport(lambda: _Greeter(self), self._handshakes, self._limits, self, self._note_rejected)
@@ -166,10 +199,14 @@ class Port:
         for server in self._servers:
             server.close()
         self._servers.clear()
+        for listener in self._sockets:
+            listener.close()
+        self._sockets.clear()
 
     async def close(self, grace_seconds: float = 0.0) -> None:
         """Stop listening, let calls end for so long, and close every connection."""
         self.stop_listening()
+        await asyncio.gather(*self._accepting)
         for connection in list(self._connections):
             connection.drain()
         if self._connections and grace_seconds > 0:

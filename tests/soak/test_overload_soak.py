@@ -1,0 +1,205 @@
+"""Five thousand connections that ask for more than can be done: latency grows, memory does not, nobody is left out.
+
+Most of them have a few calls in flight each, and the next when one is answered; some send puts as fast as their sockets
+take them, whatever is answered; some take nothing of what they ask for. One more asks for a key and a PING, a few
+times a second: how long that takes, and how much memory the server has, is what is measured.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import mvccstore
+from mvccstore.server.messages import rpc
+from tests.oracle.process import free_ports
+from tests.soak.crowd import Crowd, NextCall, Peer
+from tests.soak.test_server_soak import private_kib
+from tests.wire.client import Client, Endpoint
+
+SECONDS = float(os.environ.get("OVERLOAD_SOAK_SECONDS", "60"))
+CONNECTIONS = int(os.environ.get("OVERLOAD_SOAK_CONNECTIONS", "5000"))
+GREEDY, DEAF = CONNECTIONS // 50, CONNECTIONS // 50
+DEPTH = 8
+FILES_SPARE = 200
+GROWTH_MIB_MAX = 400
+"""Over what it has with the connections alone: what may wait of them, their answers, and a commit of 5,000 puts."""
+LATE_GROWTH_MAX = 0.15
+"""Of the second half of the time over the first."""
+PROBE_SECONDS_MAX = 5.0
+"""For one small range, or one PING, at the worst moment; it is for a machine that the clients share."""
+KEYS = 2_000
+PUT, RANGE = "/etcdserverpb.KV/Put", "/etcdserverpb.KV/Range"
+
+pytestmark = pytest.mark.soak
+
+
+def mixed(seeded: random.Random) -> NextCall:
+    """Half of it puts; small ranges, and now and then one of a hundred keys."""
+    value = bytes(256)
+
+    def call() -> tuple[str, bytes]:
+        key = b"k/%05d" % seeded.randrange(KEYS)
+        chance = seeded.random()
+        if chance < 0.5:
+            return PUT, rpc.PutRequest(key=key, value=value).SerializeToString()
+        if chance < 0.98:
+            return RANGE, rpc.RangeRequest(key=key).SerializeToString()
+        return RANGE, rpc.RangeRequest(key=key, range_end=b"k0", limit=100).SerializeToString()
+
+    return call
+
+
+def puts() -> tuple[str, bytes]:
+    return PUT, rpc.PutRequest(key=b"greedy", value=bytes(1_000)).SerializeToString()
+
+
+def ranges() -> tuple[str, bytes]:
+    return RANGE, rpc.RangeRequest(key=b"k/", range_end=b"k0", limit=1_000).SerializeToString()
+
+
+def allow_files(number: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < number:
+        if hard != resource.RLIM_INFINITY and hard < number:
+            pytest.skip(f"{number} files are needed, and no more than {hard} are allowed: raise `ulimit -Hn`")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    (port,) = free_ports(1)
+    url = f"http://127.0.0.1:{port}"
+    command = [
+        *(sys.executable, "-m", "mvccstore.server.etcd_shim", "--data-dir", str(folder), "--log-level", "error"),
+        *("--listen-client-urls", url, "--advertise-client-urls", url),
+    ]
+    process = subprocess.Popen(command)
+    try:
+        with Client(Endpoint("127.0.0.1", port)) as client:
+            for number in range(KEYS):
+                client.unary(PUT, rpc.PutRequest(key=b"k/%05d" % number, value=bytes(256)), timeout=30)
+        yield process, port
+    finally:
+        process.kill()
+        process.wait()
+
+
+class Probe:
+    """A client that asks for little, and how long it waits."""
+
+    def __init__(self, crowd: Crowd, peer: Peer) -> None:
+        self._crowd = crowd
+        self.peer = peer
+        self.waits: list[float] = []
+        self._asked_at: float | None = None
+        self._next_at = 0.0
+
+    def look(self) -> None:
+        now, peer = time.monotonic(), self.peer
+        assert not peer.is_lost, "the probe was cut"
+        if self._asked_at is not None and peer.answered == peer.sent == peer.pongs:
+            self.waits.append(now - self._asked_at)
+            self._asked_at, self._next_at = None, now + 0.1
+        if self._asked_at is None and now >= self._next_at:
+            self._asked_at = now
+            peer.depth = 1
+            peer.fill()
+            peer.depth = -1
+            peer.ping()
+            self._crowd.flush(peer)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_memory_stays_while_five_thousand_connections_ask_for_too_much(tmp_path: Path) -> None:
+    allow_files(CONNECTIONS + FILES_SPARE)
+    with served(tmp_path / "data") as (process, port):
+        alone = private_kib(process.pid) / 1024
+        probed = Peer(port, lambda: (RANGE, rpc.RangeRequest(key=b"k/00007").SerializeToString()), -1)
+        peers = [probed]
+        for number in range(CONNECTIONS - 1):
+            if number < GREEDY:
+                peers.append(Peer(port, puts, 0))
+            elif number < GREEDY + DEAF:
+                peers.append(Peer(port, ranges, 0, is_reading=False))
+            else:
+                peers.append(Peer(port, mixed(random.Random(number)), DEPTH))
+        crowd = Crowd(peers)
+        try:
+            idle = private_kib(process.pid) / 1024
+            probe = Probe(crowd, probed)
+            sizes = measure(crowd, probe, process.pid)
+            refused = finish(crowd)
+        finally:
+            crowd.close()
+        answers = sum((peer.answers for peer in peers), Counter[str]())
+        lost = sum(peer.is_lost for peer in peers)
+        waits = sorted(probe.waits)
+        print(
+            f"\noverload: {CONNECTIONS} connections ({GREEDY} that pipeline puts without end, {DEAF} that read nothing), "
+            f"{SECONDS:g} s: {dict(answers)}, {lost} lost; a small range and a PING beside them {len(waits)} times, "
+            f"median {statistics.median(waits) * 1e3:.0f} ms, longest {waits[-1] * 1e3:.0f} ms; "
+            f"private MiB: {alone:.0f} alone, {idle:.0f} with idle connections, "
+            f"{sizes[0]:.0f} first, {sizes[-1]:.0f} last, {max(sizes):.0f} at most"
+        )
+        assert set(answers) <= {"ok", "too many requests"}, answers
+        assert refused < answers["ok"] / 10
+        assert lost == 0
+        assert len(waits) > 10
+        assert waits[-1] < PROBE_SECONDS_MAX
+        check_fair(peers[1 + GREEDY + DEAF :])
+        assert max(sizes) - idle < GROWTH_MIB_MAX, sizes
+        half = len(sizes) // 2
+        assert max(sizes[half:]) <= max(sizes[:half]) * (1 + LATE_GROWTH_MAX), sizes
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    with mvccstore.open(tmp_path / "data" / "store.mvcc") as store:
+        assert store.check() == []
+
+
+def measure(crowd: Crowd, probe: Probe, pid: int) -> list[float]:
+    """Drive the load for its time; return the memory of the server, now and then."""
+    sizes: list[float] = []
+    begun = time.monotonic()
+    while (now := time.monotonic()) < begun + SECONDS:
+        crowd.turn(0.01)
+        probe.look()
+        if now > begun + len(sizes) * SECONDS / 24:
+            sizes.append(private_kib(pid) / 1024)
+    return sizes
+
+
+def finish(crowd: Crowd) -> int:
+    """Wait until everything that was sent is answered; return how much was refused."""
+    give_up = time.monotonic() + 120
+    while any(crowd.end()):
+        assert time.monotonic() < give_up, "some of what was asked for is not answered"
+        crowd.turn(0.1)
+    return sum(peer.answers["too many requests"] for peer in crowd.peers)
+
+
+def check_fair(peers: list[Peer]) -> None:
+    """Hold that those who ask for the same get about the same."""
+    done = sorted(peer.answered for peer in peers)
+    median = done[len(done) // 2]
+    print([(n, peer.answered) for n, peer in enumerate(peers)][::7])
+    print(
+        [(n, peer.answered, peer.reads, peer.writes) for n, peer in enumerate(peers) if peer.answered < median / 2][:60]
+    )
+    print(f"answers of a connection with {DEPTH} calls in flight: least {done[0]}, median {median}, most {done[-1]}")
+    assert done[0] >= median / 3, [
+        (peer.sent, peer.answered, peer.reads, peer.writes) for peer in peers if peer.answered < median / 3
+    ][:50]
+    assert done[-1] <= median * 3
