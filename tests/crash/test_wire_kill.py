@@ -9,7 +9,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,7 +113,8 @@ def look(endpoint: Endpoint, load: Load) -> tuple[int, int]:
         return status.raftTerm, status.raftIndex
 
 
-def kill_repeatedly(folder: Path, kills: int, seed: int, disks: Sequence[str] = ("none",)) -> None:
+def kill_repeatedly(folder: Path, kills: int, seed: int, disks: Sequence[str] = ("none",)) -> str:
+    """Return what was done."""
     seeded = random.Random(seed)
     endpoint = Endpoint("127.0.0.1", free_ports(1)[0])
     load = Load(endpoint, seed, 0 if disks == ("none",) else VALUE_BYTES)
@@ -147,11 +148,11 @@ def kill_repeatedly(folder: Path, kills: int, seed: int, disks: Sequence[str] = 
     check_history(load.recording)
     check_store(folder / "store.mvcc", load)
     calls = load.recording.operations
-    print(
-        f"\nkills: {kills} ({', '.join(disks)}), seed {seed}: {len(calls)} calls, {load.unanswered} without an answer, "
+    assert load.resumed >= kills, "the watches were not cut"
+    return (
+        f"{kills} kills ({', '.join(disks)}), seed {seed}: {len(calls)} calls, {load.unanswered} without an answer, "
         f"{load.refused} refused, {len(load.leases)} leases, {load.resumed} watches resumed; nothing lost"
     )
-    assert load.resumed >= kills, "the watches were not cut"
 
 
 def check_store(path: Path, load: Load) -> None:
@@ -177,10 +178,12 @@ def test_a_server_killed_on_a_disk_in_trouble_loses_nothing(tmp_path: Path, disk
 
 
 @pytest.mark.soak
-def test_a_server_killed_two_hundred_times(tmp_path: Path) -> None:
-    kill_repeatedly(tmp_path / "data", 200, seed=2)
+def test_a_server_killed_two_hundred_times(tmp_path: Path, summarize: Callable[[str], None]) -> None:
+    summarize(kill_repeatedly(tmp_path / "data", 200, seed=2))
 
 
 @pytest.mark.soak
-def test_a_server_killed_two_hundred_times_on_disks_in_trouble(tmp_path: Path) -> None:
-    kill_repeatedly(tmp_path / "data", 200, seed=4, disks=("full", "slow", "quota", "none"))
+def test_a_server_killed_two_hundred_times_on_disks_in_trouble(
+    tmp_path: Path, summarize: Callable[[str], None]
+) -> None:
+    summarize(kill_repeatedly(tmp_path / "data", 200, seed=4, disks=("full", "slow", "quota", "none")))

@@ -43,7 +43,7 @@ class Peer:
         self.socket.setblocking(False)
         self.answers: Counter[str] = Counter()
         self.sent = 0
-        self.pongs = self.reads = self.writes = 0
+        self.pongs = 0
         self.is_lost = False
         self.is_reading = is_reading
         self.depth = depth
@@ -78,7 +78,6 @@ class Peer:
         self._out += frame(PING, 0, 0, b"overload")
 
     def write(self) -> None:
-        self.writes += 1
         with suppress(BlockingIOError, InterruptedError):
             while self._out:
                 del self._out[: self.socket.send(memoryview(self._out)[:65_536].tobytes())]
@@ -86,7 +85,6 @@ class Peer:
     def read(self) -> None:
         try:
             came = self.socket.recv(1 << 18)
-            self.reads += 1
         except BlockingIOError:
             return
         except ConnectionError:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -123,7 +123,9 @@ class Probe:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
-def test_memory_stays_while_five_thousand_connections_ask_for_too_much(tmp_path: Path) -> None:
+def test_memory_stays_while_five_thousand_connections_ask_for_too_much(
+    tmp_path: Path, summarize: Callable[[str], None]
+) -> None:
     allow_files(CONNECTIONS + FILES_SPARE)
     with served(tmp_path / "data") as (process, port):
         alone = private_kib(process.pid) / 1024
@@ -147,8 +149,8 @@ def test_memory_stays_while_five_thousand_connections_ask_for_too_much(tmp_path:
         answers = sum((peer.answers for peer in peers), Counter[str]())
         lost = sum(peer.is_lost for peer in peers)
         waits = sorted(probe.waits)
-        print(
-            f"\noverload: {CONNECTIONS} connections ({GREEDY} that pipeline puts without end, {DEAF} that read nothing), "
+        summarize(
+            f"{CONNECTIONS} connections ({GREEDY} that pipeline puts without end, {DEAF} that read nothing), "
             f"{SECONDS:g} s: {dict(answers)}, {lost} lost; a small range and a PING beside them {len(waits)} times, "
             f"median {statistics.median(waits) * 1e3:.0f} ms, longest {waits[-1] * 1e3:.0f} ms; "
             f"private MiB: {alone:.0f} alone, {idle:.0f} with idle connections, "
@@ -159,7 +161,7 @@ def test_memory_stays_while_five_thousand_connections_ask_for_too_much(tmp_path:
         assert lost == 0
         assert len(waits) > 10
         assert waits[-1] < PROBE_SECONDS_MAX
-        check_fair(peers[1 + GREEDY + DEAF :])
+        summarize(fairness(peers[1 + GREEDY + DEAF :]))
         assert max(sizes) - idle < GROWTH_MIB_MAX, sizes
         half = len(sizes) // 2
         assert max(sizes[half:]) <= max(sizes[:half]) * (1 + LATE_GROWTH_MAX), sizes
@@ -190,16 +192,10 @@ def finish(crowd: Crowd) -> int:
     return sum(peer.answers["too many requests"] for peer in crowd.peers)
 
 
-def check_fair(peers: list[Peer]) -> None:
-    """Hold that those who ask for the same get about the same."""
+def fairness(peers: list[Peer]) -> str:
+    """Hold that those who ask for the same get about the same, and tell."""
     done = sorted(peer.answered for peer in peers)
     median = done[len(done) // 2]
-    print([(n, peer.answered) for n, peer in enumerate(peers)][::7])
-    print(
-        [(n, peer.answered, peer.reads, peer.writes) for n, peer in enumerate(peers) if peer.answered < median / 2][:60]
-    )
-    print(f"answers of a connection with {DEPTH} calls in flight: least {done[0]}, median {median}, most {done[-1]}")
-    assert done[0] >= median / 3, [
-        (peer.sent, peer.answered, peer.reads, peer.writes) for peer in peers if peer.answered < median / 3
-    ][:50]
-    assert done[-1] <= median * 3
+    assert done[0] >= median / 3, done[:50]
+    assert done[-1] <= median * 3, done[-50:]
+    return f"answers of a connection with {DEPTH} calls in flight: {done[0]} to {done[-1]}, median {median}"
