@@ -38,8 +38,9 @@ GROWTH_MIB_MAX = 400
 """Over what it has with the connections alone: what may wait of them, their answers, and a commit of 5,000 puts."""
 LATE_GROWTH_MAX = 0.15
 """Of the second half of the time over the first."""
-PROBE_SECONDS_MAX = 5.0
-"""For one small range, or one PING, at the worst moment; it is for a machine that the clients share."""
+PROBE_SHARE_MAX = 0.5
+"""How long a small range and a PING take, of what the calls take that the others have in flight; medians. It is no
+number of seconds, as the machine has the clients too, and whatever else."""
 KEYS = 2_000
 PUT, RANGE = "/etcdserverpb.KV/Put", "/etcdserverpb.KV/Range"
 
@@ -160,8 +161,10 @@ def test_memory_stays_while_five_thousand_connections_ask_for_too_much(
         assert refused < answers["ok"] / 10
         assert lost == 0
         assert len(waits) > 10
-        assert waits[-1] < PROBE_SECONDS_MAX
-        summarize(fairness(peers[1 + GREEDY + DEAF :]))
+        others = peers[1 + GREEDY + DEAF :]
+        summarize(fairness(others))
+        others_wait = SECONDS * DEPTH / statistics.median(peer.answered for peer in others)
+        assert statistics.median(waits) < PROBE_SHARE_MAX * others_wait
         assert max(sizes) - idle < GROWTH_MIB_MAX, sizes
         half = len(sizes) // 2
         assert max(sizes[half:]) <= max(sizes[:half]) * (1 + LATE_GROWTH_MAX), sizes

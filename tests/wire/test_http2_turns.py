@@ -66,6 +66,27 @@ def test_more_than_a_slice_waits_for_other_turns_of_the_loop() -> None:
     assert len(heavy.turns) == heavy.turns.waiting_bytes == 0
 
 
+def test_when_many_send_at_once_only_small_requests_do_not_wait() -> None:
+    """So a turn of the loop is short, whoever has sent what."""
+    limits = TransportLimits(begun_max=6, light_bytes=300, turn_seconds=1.0)
+    sessions = crowd(12, limits)
+    light = sessions.pop()
+    light.connection.data_received(pipelined(100))
+    light.step()  # a turn: from it on is counted
+    for session in sessions:
+        session.connection.data_received(pipelined(4))
+    done = [answered(session) for session in sessions]
+    assert done == [4] * 6 + [0] * 5
+    assert pinged(light)
+    light.loop.turn()
+    assert sum(map(answered, sessions)) == 9 * 4  # three of those who wait, in a second
+    for session in sessions[:6]:
+        session.connection.data_received(pipelined(4, first=4))
+    assert [answered(session) for session in sessions[:6]] == [8] * 6  # in the next turn of the loop
+    light.loop.run()
+    assert [answered(session) for session in sessions[6:]] == [4] * 5
+
+
 def test_those_who_wait_have_a_slice_each_in_turn() -> None:
     sessions = crowd(5)
     for session in sessions:

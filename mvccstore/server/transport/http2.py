@@ -152,7 +152,11 @@ class Http2Connection(Outgoing, asyncio.BufferedProtocol):
         """Carry out the frames that are complete, so many at a time."""
         self._keepalive.hear(self._loop.time())
         if not self._is_waiting:
-            self._carry_out(self._rest + data if self._rest else data)
+            data = self._rest + data if self._rest else data
+            if self._turns.is_at_once(len(data)):
+                self._carry_out(data)
+            else:
+                self._wait(data, is_held=False)
         else:
             self._rest += data
             self._turns.waiting_bytes += len(data)

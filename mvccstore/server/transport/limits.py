@@ -32,6 +32,10 @@ class TransportLimits:
     """How many bytes of them: a frame more, at most."""
     slice_answer_bytes: int = 128 * 1024
     """How many bytes of answers to them: an answer more, at most."""
+    begun_max: int = 64
+    """How many slices are begun at once in a turn of the loop, before those that are not small wait, too."""
+    light_bytes: int = 1024
+    """A small one."""
     turn_seconds: float = 0.005
     """For how long, in a turn of the loop, those are carried out who have sent more than a slice."""
     waiting_bytes_max: int = 64 * 1024

@@ -396,8 +396,13 @@ class Stream(Call):
                 _OK_BLOCK,
             )
             self.is_done = True
-            self.method.counts.sent_bytes += size - MESSAGE_HEAD_BYTES
-            self._count_end(0)
+            counts = self.method.counts
+            counts.sent_bytes += size - MESSAGE_HEAD_BYTES
+            if counts.seconds is None and self.began_at == 0:  # as `_count_end`, without two calls
+                counts.succeeded += 1
+                self.began_at = -1.0
+            else:
+                self._count_end(0)
             wire.has_answered = True
             self._release()
             wire.forget(self)

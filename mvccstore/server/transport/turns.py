@@ -5,7 +5,8 @@ What it owns: the connections that wait for their turn, and the memory that all 
 How it is fair: what a connection sends is carried out at once as far as one slice goes (`slice_frames`), so who asks
 for little is served in the turn of the loop in which it asks. Who asks for more waits here, and each turn of the loop
 goes round those who wait for `turn_seconds`, a slice of each. So a client that sends ten megabytes of puts gets all
-that is left over, and a ping of another one waits for a few milliseconds; with a thousand of them it is the same.
+that is left over, and a ping of another one waits for a few milliseconds. When many send at once (`begun_max`), all of
+them wait whose slice would not be small (`light_bytes`): so it is the same with thousands.
 
 Invariants:
 
@@ -51,6 +52,8 @@ class Turns:
         self._now = now or SystemClock().monotonic
         self._queue: dict[Waiting, None] = {}
         self._is_planned = False
+        self._begun = 0
+        """How often something has come since the last turn of those who wait, or what is as good as that."""
         self._memory = memoryview(bytearray(_READ_BYTES))
         self._memory_small = self._memory[:_READ_BYTES_SMALL]
         self.waiting_bytes = 0
@@ -58,6 +61,11 @@ class Turns:
 
     def __len__(self) -> int:
         return len(self._queue)
+
+    def is_at_once(self, size: int) -> bool:
+        """Say whether what has come of a connection, so many bytes, is begun without waiting for a turn."""
+        self._begun += 1
+        return self._begun <= self._limits.begun_max or size <= self._limits.light_bytes
 
     def join(self, connection: Waiting) -> None:
         """Have a connection go on when it is its turn."""
@@ -82,6 +90,8 @@ class Turns:
             self._loop.call_soon(self._run)
 
     def _run(self) -> None:
+        # If nobody waits there is no turn, and the count goes on: then one waits for the next turn who need not.
+        self._begun = 0
         until = self._now() + self._limits.turn_seconds
         queue = self._queue
         while queue:
