@@ -33,7 +33,7 @@ class TransportLimits:
     slice_answer_bytes: int = 128 * 1024
     """How many bytes of answers to them: an answer more, at most."""
     begun_max: int = 64
-    """How many slices are begun at once in a turn of the loop, before those that are not small wait, too."""
+    """How many slices are begun at once while nobody waits, before those that are not small wait, too."""
     light_bytes: int = 1024
     """A small one."""
     turn_seconds: float = 0.005

@@ -2,11 +2,11 @@
 
 What it owns: the connections that wait for their turn, and the memory that all of them read into.
 
-How it is fair: what a connection sends is carried out at once as far as one slice goes (`slice_frames`), so who asks
-for little is served in the turn of the loop in which it asks. Who asks for more waits here, and each turn of the loop
-goes round those who wait for `turn_seconds`, a slice of each. So a client that sends ten megabytes of puts gets all
-that is left over, and a ping of another one waits for a few milliseconds. When many send at once (`begun_max`), all of
-them wait whose slice would not be small (`light_bytes`): so it is the same with thousands.
+How it is fair: what a connection sends is carried out at once as far as one slice goes (`slice_frames`). Who has sent
+more waits here, and each turn of the loop goes round those who wait for `turn_seconds`, a slice of each. While anybody
+waits, or when many send at once (`begun_max`), who comes waits behind them, but for those who ask for little
+(`light_bytes`): they are served in the turn of the loop in which they ask. So a client that sends ten megabytes of puts
+gets all that is left over, and a ping of another one waits for a few milliseconds; with thousands it is the same.
 
 Invariants:
 
@@ -65,7 +65,7 @@ class Turns:
     def is_at_once(self, size: int) -> bool:
         """Say whether what has come of a connection, so many bytes, is begun without waiting for a turn."""
         self._begun += 1
-        return self._begun <= self._limits.begun_max or size <= self._limits.light_bytes
+        return size <= self._limits.light_bytes or (not self._queue and self._begun <= self._limits.begun_max)
 
     def join(self, connection: Waiting) -> None:
         """Have a connection go on when it is its turn."""
