@@ -11,7 +11,7 @@ help:
 	@echo 'make test      all tests (under ten minutes on two cores)'
 	@echo 'make lint      ruff and mypy'
 	@echo 'make format    ruff, writing'
-	@echo 'make soak      the long versions of the random tests, and a minute under load with memory flat, etcdctl check perf'
+	@echo 'make soak      the long versions of the random tests, a minute under load and one of overload with memory flat, 400 kills, etcdctl check perf'
 	@echo 'make coverage  branch coverage of mvccstore/'
 	@echo 'make bench     the core benchmark, as a table'
 	@echo 'make examples  those of docs/examples whose language is installed, with clients from their registries'
@@ -41,9 +41,12 @@ format: .venv/ready
 	$(BIN)/ruff check --fix --quiet . || true
 	$(BIN)/ruff format .
 
+soak: export SOAK_SUMMARIES := .pytest_cache/soak.txt
 soak: .venv/ready
-	$(BIN)/python -m pytest -q -s -m soak tests/soak tests/wire
+	@rm -f $(SOAK_SUMMARIES)
+	$(BIN)/python -m pytest -q -s -m soak tests/soak tests/wire tests/crash
 	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -q tests/stateful tests/property tests/crash tests/wire/test_differential_random.py
+	@cat $(SOAK_SUMMARIES)
 
 coverage: .venv/ready
 	$(BIN)/python -m pytest -q -p no:mvccstore --cov --cov-report=term  # the plugin would import it before it is measured

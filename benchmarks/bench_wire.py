@@ -19,11 +19,19 @@ from typing import Self
 from benchmarks.harness import Row, micros, percentile, significant
 from benchmarks.report import Report
 from benchmarks.wire_client import SECONDS_MAX, Clients, Connection, Drive, WireError, data_frame, slices
-from benchmarks.wire_servers import RANGE, ServerProcess, etcd_version, find_etcd, start_etcd, start_ours
+from benchmarks.wire_servers import (
+    RANGE,
+    ServerProcess,
+    etcd_version,
+    find_etcd,
+    make_certificate,
+    start_etcd,
+    start_ours,
+)
 from benchmarks.workloads import Workload, chunks, key
 from mvccstore.server.messages import rpc
 
-PARTS = ("calls", "fanout", "watches", "start")
+PARTS = ("calls", "tls", "fanout", "watches", "start")
 PUT, TXN, WATCH = "/etcdserverpb.KV/Put", "/etcdserverpb.KV/Txn", "/etcdserverpb.Watch/Watch"
 _LOAD_KEYS = 50
 """Puts of a txn that loads: they fit into one frame."""
@@ -95,6 +103,15 @@ def bench_wire(folder: Path, workload: Workload, report: Report, parts: Sequence
                 _bench_calls(servers, workload, report)
             if "fanout" in parts:
                 _bench_fanout(servers, workload, report)
+    if "tls" in parts:
+        certificate = make_certificate(folder / "certificate")
+        with (
+            start_ours(folder / "ours-tls", certificate) as ours,
+            start_etcd(folder / "etcd-tls", binary, name, certificate) as theirs,
+        ):
+            for server in (ours, theirs):
+                _load(server, workload)
+            _bench_calls((ours, theirs), workload, report, over="tls")
     if "watches" in parts:
         with start_ours(folder / "watched") as ours:
             report.figures["watch_10k_rss_mb"] = significant(_watched_mb(ours, workload))
@@ -115,7 +132,7 @@ def _load(server: ServerProcess, workload: Workload) -> None:
     for items in chunks(workload.shuffled("load", workload.sizes.keys), _LOAD_KEYS):
         puts = [rpc.RequestOp(request_put=rpc.PutRequest(key=name, value=value)) for name, value in items]
         calls.append(data_frame(rpc.TxnRequest(success=puts).SerializeToString()))
-    with Clients(server.port, TXN, 8, 1, _ANSWER_BYTES_MIN) as clients:
+    with Clients(server.port, TXN, 8, 1, _ANSWER_BYTES_MIN, server.tls) as clients:
         clients.drive(calls)
 
 
@@ -151,16 +168,20 @@ def _ranged(workload: Workload) -> str:
     return f"range of {workload.sizes.range_keys:,}, 4 clients on 4 connections"
 
 
-def _bench_calls(servers: Sequence[ServerProcess], workload: Workload, report: Report) -> None:
+def _bench_calls(servers: Sequence[ServerProcess], workload: Workload, report: Report, over: str = "") -> None:
+    """Measure each kind of call; `over` is what the names of rows and figures have in addition."""
     rounds = workload.sizes.wire_rounds
+    row, figure = (f"{over.upper()}, ", f"{over}_") if over else ("", "")
     found: dict[str, list[Measured]] = {}
     for work in _works(workload):
         found[work.name] = _in_turn(servers, work, rounds)
-        report.add(*(one.row(server.name, work.name) for server, one in zip(servers, found[work.name], strict=True)))
+        report.add(
+            *(one.row(server.name, row + work.name) for server, one in zip(servers, found[work.name], strict=True))
+        )
     clients = workload.sizes.wire_clients
     put_1, get_1 = found["put, 1 client"], found["get, 1 client"]
     put_64, get_64 = found["put, 64 clients on 8 connections"], found["get, 64 clients on 8 connections"]
-    report.figures |= {
+    figures = {
         "put_cpu_ratio_1": _ratio(put_1, lambda one: one.cpu),
         "put_cpu_ratio_64": _ratio(put_64, lambda one: one.cpu),
         "get_cpu_ratio_1": _ratio(get_1, lambda one: one.cpu),
@@ -172,6 +193,7 @@ def _bench_calls(servers: Sequence[ServerProcess], workload: Workload, report: R
         "put_p50_ratio_1": _ratio(put_1, Measured.p50),
         "range1000_throughput_ratio": _rate(found[_ranged(workload)]),
     }
+    report.figures |= {figure + name: value for name, value in figures.items()}
 
 
 def _in_turn(servers: Sequence[ServerProcess], work: Work, rounds: int) -> list[Measured]:
@@ -179,7 +201,9 @@ def _in_turn(servers: Sequence[ServerProcess], work: Work, rounds: int) -> list[
     found = [Measured() for _ in servers]
     with ExitStack() as stack:
         clients = [
-            stack.enter_context(Clients(one.port, work.path, work.connections, work.each, work.answer_bytes_min))
+            stack.enter_context(
+                Clients(one.port, work.path, work.connections, work.each, work.answer_bytes_min, one.tls)
+            )
             for one in servers
         ]
         for one in clients:  # connections and tables are there; what is read is in memory

@@ -6,7 +6,7 @@ stream id, and a look at the head of each frame that comes back: 4 to 7 us of CP
 
 The first call of a connection puts its headers into the server's HPACK table, the others name them there: a
 block of a few bytes, as real clients send it. Both windows are opened as wide as they go, PING and SETTINGS are
-answered. That a call was answered well is seen by sizes: an error has no DATA.
+answered. That a call was answered well is seen by sizes: an error has no DATA. Over TLS it is the same, through `ssl`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Iterator, Sequence
@@ -60,7 +61,7 @@ def _indexed(prefix: bytes, value: bytes) -> bytes:
 def _first_block(path: bytes) -> bytes:
     return b"".join(
         (
-            b"\x83\x86",  # POST, http
+            b"\x83\x86",  # POST, http, also over TLS: both servers pass over it
             _indexed(b"\x44", path),
             _indexed(b"\x41", b"localhost"),
             _indexed(b"\x5f", b"application/grpc"),
@@ -74,11 +75,13 @@ _LATER_BLOCK = b"\x83\x86\xc1\xc0\xbf\xbe"
 
 
 class Connection:
-    """One HTTP/2 connection, whose calls are all of the method `path`."""
+    """One HTTP/2 connection, whose calls are all of the method `path`; over TLS if there is a context for that."""
 
-    def __init__(self, port: int, path: str) -> None:
-        self.socket = socket.create_connection((HOST, port), SECONDS_MAX)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    def __init__(self, port: int, path: str, tls: ssl.SSLContext | None = None) -> None:
+        plain = socket.create_connection((HOST, port), SECONDS_MAX)
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket = plain if tls is None else _secured(plain, tls)
+        self._is_tls = tls is not None
         self.data_bytes = 0
         """Of all answers."""
         self._path = path.encode()
@@ -132,6 +135,8 @@ class Connection:
         """
         try:
             came = self.socket.recv(_RECEIVE_BYTES)
+            while self._is_tls and (size := self.socket.pending()):  # type: ignore[attr-defined]
+                came += self.socket.recv(size)  # of what epoll does not tell
         except TimeoutError:
             came = b""
         if not came:
@@ -174,6 +179,28 @@ class Connection:
             raise WireError(msg)
 
 
+def tls_context() -> ssl.SSLContext:
+    """Return what a client speaks HTTP/2 over TLS with, to whoever answers."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+def _secured(plain: socket.socket, tls: ssl.SSLContext) -> ssl.SSLSocket:
+    try:
+        secured = tls.wrap_socket(plain, server_hostname=HOST)
+    except BaseException:
+        plain.close()
+        raise
+    if secured.selected_alpn_protocol() != "h2":
+        secured.close()
+        msg = "the server does not choose h2"
+        raise WireError(msg)
+    return secured
+
+
 _LATER_HEAD = len(_LATER_BLOCK).to_bytes(3) + bytes((_HEADERS, _END_HEADERS))
 
 
@@ -209,13 +236,22 @@ class Clients:
         path: The method that they all call.
         each: Clients on one connection.
         answer_bytes_min: What an answer has at least, if it is one.
+        tls: What to speak TLS with.
     """
 
-    def __init__(self, port: int, path: str, connections: int, each: int, answer_bytes_min: int) -> None:
+    def __init__(
+        self,
+        port: int,
+        path: str,
+        connections: int,
+        each: int,
+        answer_bytes_min: int,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._each = each
         self._answer_bytes_min = answer_bytes_min
         with ExitStack() as stack:
-            self._connections = [stack.enter_context(Connection(port, path)) for _ in range(connections)]
+            self._connections = [stack.enter_context(Connection(port, path, tls)) for _ in range(connections)]
             self._epoll = stack.enter_context(select.epoll())
             self._stack = stack.pop_all()
         self._by_fd = {each.socket.fileno(): each for each in self._connections}

@@ -11,11 +11,13 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from benchmarks.wire_client import HOST, Clients, WireError, cpu_seconds, data_frame, resident_mb
+from benchmarks.wire_client import HOST, Clients, WireError, cpu_seconds, data_frame, resident_mb, tls_context
 from mvccstore.server.messages import rpc
+from mvccstore.server.transport import self_signed
 
 ROOT = Path(__file__).parents[1]
 READY_SECONDS_MAX = 30.0
@@ -62,13 +64,42 @@ def free_ports(number: int) -> list[int]:
         return [listener.getsockname()[1] for listener in listeners]
 
 
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What servers secure their connections with: a file, and that of its key."""
+
+    path: Path
+    key: Path
+
+
+def make_certificate(folder: Path) -> Certificate:
+    """Make one for this machine, with a key on P-256, that says nothing of who has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = Certificate(folder / "cert.pem", folder / "key.pem")
+    self_signed.make(made.path, made.key, [HOST, "localhost"], 1, is_portable=True)
+    return made
+
+
 class ServerProcess:
     """A server with its data in `folder`, started when it is made; ended with the block."""
 
-    def __init__(self, name: str, program: list[str], folder: Path, arguments: list[str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        program: list[str],
+        folder: Path,
+        arguments: list[str],
+        certificate: Certificate | None = None,
+    ) -> None:
         self.name = name
         self.port, peer_port = free_ports(2)
         url, peer = f"http://{HOST}:{self.port}", f"http://{HOST}:{peer_port}"
+        self.tls = None
+        """What to speak TLS to it with."""
+        if certificate is not None:
+            url = url.replace("http", "https")
+            self.tls = tls_context()
+            arguments = [*arguments, f"--cert-file={certificate.path}", f"--key-file={certificate.key}"]
         folder.mkdir(parents=True)
         self._log = (folder / "log").open("wb")
         begun = time.perf_counter()
@@ -97,7 +128,7 @@ class ServerProcess:
         get = data_frame(rpc.RangeRequest(key=b"k").SerializeToString())
         while True:
             try:
-                with Clients(self.port, RANGE, 1, 1, 1) as clients:
+                with Clients(self.port, RANGE, 1, 1, 1, self.tls) as clients:
                     clients.drive([get])
                     return
             except (OSError, WireError):
@@ -141,11 +172,11 @@ def _environment(bytecode: Path) -> dict[str, str]:
     return ours | {"PYTHONPYCACHEPREFIX": str(bytecode)}
 
 
-def start_ours(folder: Path) -> ServerProcess:
+def start_ours(folder: Path, certificate: Certificate | None = None) -> ServerProcess:
     """Start this package's server."""
-    return ServerProcess(OURS, [sys.executable, "-m", "mvccstore.server.etcd_shim"], folder, [])
+    return ServerProcess(OURS, [sys.executable, "-m", "mvccstore.server.etcd_shim"], folder, [], certificate)
 
 
-def start_etcd(folder: Path, etcd: Path, name: str) -> ServerProcess:
+def start_etcd(folder: Path, etcd: Path, name: str, certificate: Certificate | None = None) -> ServerProcess:
     """Start a real etcd, with room for what the benchmark writes."""
-    return ServerProcess(name, [str(etcd)], folder, [f"--quota-backend-bytes={8 << 30}"])
+    return ServerProcess(name, [str(etcd)], folder, [f"--quota-backend-bytes={8 << 30}"], certificate)

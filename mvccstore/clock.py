@@ -36,6 +36,10 @@ class MovableClock(Clock, Protocol):
         ...
 
 
+monotonic = time.monotonic
+"""The system's, for who asks with each request: half the cost of `SystemClock.monotonic`."""
+
+
 class SystemClock:
     """The operating system's clocks."""
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -12,10 +15,6 @@ from hypothesis import HealthCheck, Phase, settings
 import mvccstore
 from tests.journaled import have_journals
 from tests.oracle.choice import begin_building, describe_choice, end_building, find_oracle
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 _COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
 # Without shrinking, which could take longer than all the rest; "nightly" does it.
@@ -58,9 +57,39 @@ def pytest_sessionfinish() -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say which etcd it was in the end: one that cannot be built is replaced by an older one."""
+    """Say which etcd it was in the end: one that cannot be built is replaced by an older one; and what soaks have done."""
     if find_oracle.cache_info().currsize:
         terminalreporter.write_line(f"oracle: {find_oracle()}")
+    lines = list(_soaked(terminalreporter))
+    for line in lines:
+        terminalreporter.write_line(line)
+    if kept := os.environ.get("SOAK_SUMMARIES"):  # by `make soak`, which has several runs
+        Path(kept).parent.mkdir(exist_ok=True)
+        with Path(kept).open("a", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
+
+
+def _soaked(terminalreporter: pytest.TerminalReporter) -> Iterator[str]:
+    """Make a line for each soak: how it ended, how long it took, and what it has said itself."""
+    counts: Counter[str] = Counter()
+    seconds = 0.0
+    for report in (*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")):
+        if report.when == "call" or report.failed:
+            counts[report.outcome] += 1
+            seconds += report.duration
+            if "soak" in report.keywords:
+                said = "; ".join(str(value) for name, value in report.user_properties if name == "soak")
+                yield f"soak {report.outcome} in {report.duration:.0f} s: {report.nodeid.rpartition('::')[2]}: {said or 'done'}"
+    if os.environ.get("HYPOTHESIS_PROFILE") == "nightly":
+        counted = ", ".join(f"{number} {outcome}" for outcome, number in sorted(counts.items()))
+        examples = settings.get_profile("nightly").max_examples
+        yield f"soak, random tests, up to {examples:,} examples each: {counted} in {seconds:.0f} s"
+
+
+@pytest.fixture
+def summarize(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Say in a line what a soak has done, how much of it, and how much memory there was first and last."""
+    return lambda line: record_property("soak", line)
 
 
 ENGINES = ("lmdb", "memory", "sqlite")

@@ -39,7 +39,12 @@ _RAFT = "etcd/raft"
 _TERM_FIRST = 2
 UNDER_WAY_BYTES_MAX = 256 << 20
 """Of what clients want written and is not yet; so a thousand clients with large values do not fill the memory."""
-_INDEX_SLACK = 2 * UNDER_WAY_MAX
+_COST_BYTES = 64 << 10
+"""A write counts once, and once more for so many bytes: 256 MiB are as much as 4,096 writes."""
+REFUSED_ABOVE = 4 * UNDER_WAY_MAX
+"""So many writes under way are refused. From `UNDER_WAY_MAX` on a connection over HTTP/2 has one at a time, and waits: to
+be refused takes more of them than that, or other ways in."""
+_INDEX_SLACK = 2 * REFUSED_ABOVE
 """How far ahead the index is noted. It is noted anew after half as many commands, and no more than the other half can
 be answered before that is on disk."""
 
@@ -131,6 +136,7 @@ class Node:
         """
         self.check_under_way()
         self._bytes_under_way += size_bytes
+        call.begin_work(1 + size_bytes // _COST_BYTES)
         done = partial(self._done, call, request, then, size_bytes, self.slow.now())
         if check is None:
             self.writer.submit(request, done)
@@ -148,6 +154,7 @@ class Node:
     ) -> None:
         """Answer a call whose request was carried out."""
         self._bytes_under_way -= size_bytes
+        call.end_work(1 + size_bytes // _COST_BYTES)
         took = self.slow.now() - began_at
         if took > self.slow.unary_seconds:
             self.slow.note_call(call, took, request, size_bytes)
@@ -165,9 +172,18 @@ class Node:
 
     def check_under_way(self) -> None:
         """Raise if too much waits to be written for a call to add to it."""
-        if self.writer.under_way > UNDER_WAY_MAX or self._bytes_under_way > UNDER_WAY_BYTES_MAX:
+        if self.writer.under_way > REFUSED_ABOVE or self._bytes_under_way > UNDER_WAY_BYTES_MAX:
             self.tally.proposals_failed += 1
             raise Refusal.TOO_MANY_REQUESTS.error()
+
+    def share(self) -> int:
+        """Return how much work one connection may have under way: half of what there is room for beside all that is.
+
+        So a client alone has a third of `UNDER_WAY_MAX`, each of two a quarter, and each of thousands has one.
+        """
+        room = UNDER_WAY_MAX - self.writer.under_way
+        room_bytes = UNDER_WAY_BYTES_MAX - self._bytes_under_way
+        return max(1, min(room, room_bytes // _COST_BYTES) // 2)
 
     def _checked(self, check: Check, request: WriteRequest) -> Result:
         check()

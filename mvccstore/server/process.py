@@ -10,10 +10,11 @@ import gc
 import json
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -232,6 +233,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) 
             store = stack.enter_context(_open(chosen))
             if chosen.auto_tls is not None:
                 chosen.auto_tls.make()
+            _raise_file_limit()
             stack.enter_context(_rare_collections())
             with asyncio.Runner(loop_factory=new_event_loop) as runner:
                 runner.run(_serve(store, chosen))
@@ -256,6 +258,14 @@ def _rare_collections() -> Iterator[None]:
     finally:
         gc.set_threshold(*thresholds)
         gc.unfreeze()
+
+
+def _raise_file_limit() -> None:
+    """Allow as many connections as the system lets this process have, as Go does for etcd when it starts."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(OSError, ValueError):  # some systems say there is no limit, and have one
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _open(chosen: Plan) -> Store:

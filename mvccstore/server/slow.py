@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from mvccstore.clock import SystemClock
+from mvccstore.clock import SystemClock, monotonic
 from mvccstore.server.durations import shown_duration
 from mvccstore.server.logs import Sampler
 from mvccstore.server.transport.call import Call
@@ -69,7 +69,7 @@ class SlowRequests:
     """Notes what was slow. `now` is in seconds; any thread may use it."""
 
     def __init__(self, options: SlowOptions, now: Callable[[], float] | None = None) -> None:
-        self.now = now or SystemClock().monotonic
+        self.now = now or monotonic
         self.apply_seconds = options.apply_seconds
         self.unary_seconds = options.unary_seconds
         self.applies = 0

@@ -157,6 +157,14 @@ class TappedCall(Call):
 
     # On the way out
 
+    def begin_work(self, cost: int = 1) -> None:
+        """As of the call that it stands for."""
+        self._inner.begin_work(cost)
+
+    def end_work(self, cost: int = 1) -> None:
+        """As of the call that it stands for."""
+        self._inner.end_work(cost)
+
     @property
     def queued_bytes(self) -> int:
         """As of the call that it stands for."""

@@ -19,13 +19,16 @@ LAST = b"k/last"
 """Written when all the others have ended; who watches ends with it."""
 _GONE = {"UNAVAILABLE", "CANCELLED", "INTERNAL", "UNKNOWN", "DEADLINE_EXCEEDED"}
 """What grpcio says of a connection that breaks; UNKNOWN and INTERNAL if that was in the middle of an answer."""
+_FULL = "etcdserver: mvcc: database space exceeded"
 
 
 class Load:
     """Ten clients: they put, delete, get, run txns, hold leases and watch, each with a connection of its own."""
 
-    def __init__(self, endpoint: Endpoint, seed: int) -> None:
+    def __init__(self, endpoint: Endpoint, seed: int, value_bytes: int = 0) -> None:
+        """Begin, once `go_on` is called; values are `value_bytes` longer than need be."""
         self.endpoint = endpoint
+        self._padding = b"." * value_bytes
         self.recording = Recording()
         self.errors: list[BaseException] = []
         self.leases: dict[int, bytes | None] = {}
@@ -34,6 +37,8 @@ class Load:
         self.resumed = 0
         """How often a watch went on after a break."""
         self.unanswered = 0
+        self.refused = 0
+        """How often the server had no room for a write."""
         self._seed = seed
         self._is_up = threading.Event()
         self._is_ending = threading.Event()
@@ -58,6 +63,14 @@ class Load:
             is_done = self._condition.wait_for(lambda: self._answered >= target or bool(self.errors), 120)
         assert self.errors == []
         assert is_done, "the clients do not go on"
+
+    def wait_for_refusals(self, number: int) -> None:
+        """Return when so many more writes were refused, as there was no room."""
+        with self._condition:
+            target = self.refused + number
+            is_done = self._condition.wait_for(lambda: self.refused >= target or bool(self.errors), 120)
+        assert self.errors == []
+        assert is_done, "there is room for ever"
 
     def hold_back(self) -> None:
         """The server is about to be killed: who notices waits for `go_on`."""
@@ -92,9 +105,16 @@ class Load:
             with Client(self.endpoint) as client:
                 try:
                     while not self._is_ending.is_set():
-                        use(client)
+                        is_refused = False
+                        try:
+                            use(client)
+                        except RpcFailure as failure:
+                            if failure.message != _FULL:
+                                raise
+                            is_refused = True
                         with self._condition:
                             self._answered += 1
+                            self.refused += is_refused
                             self._condition.notify_all()
                 except RpcFailure as failure:
                     if failure.code not in _GONE:
@@ -108,7 +128,7 @@ class Load:
 
     def _write_once(self, client: Client, seeded: random.Random, name: str) -> None:
         key = b"k/%02d" % seeded.randrange(KEYS)
-        value = b"%s %d" % (name.encode(), seeded.getrandbits(60))
+        value = b"%s %d%s" % (name.encode(), seeded.getrandbits(60), self._padding)
         match seeded.randrange(8):
             case 0:
                 with self.recording.delete(name, key) as call:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ from tests.oracle.process import free_ports
 from tests.wire.client import Client, Endpoint, RpcFailure
 
 SECONDS = float(os.environ.get("SERVER_SOAK_SECONDS", "60"))
-WRITERS = 4
+WRITERS = 5
 WATCHERS = 4
+"""And one who compacts: ten clients."""
 GROWTH_MAX = 0.15
 KEYS = 500
 KV, WATCH, LEASE = "/etcdserverpb.KV", "/etcdserverpb.Watch/Watch", "/etcdserverpb.Lease"
@@ -142,7 +144,9 @@ def private_kib(pid: int) -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
-def test_a_server_under_load_stays_flat_and_loses_nothing_when_killed(tmp_path: Path) -> None:
+def test_a_server_under_load_stays_flat_and_loses_nothing_when_killed(
+    tmp_path: Path, summarize: Callable[[str], None]
+) -> None:
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
     command = [
@@ -160,6 +164,10 @@ def test_a_server_under_load_stays_flat_and_loses_nothing_when_killed(tmp_path: 
             sizes.append(private_kib(process.pid))
         print(
             f"\nprivate MiB: {', '.join(f'{size / 1024:.1f}' for size in sizes)}; {load.calls} calls, {load.events} events"
+        )
+        summarize(
+            f"ten clients, {SECONDS:g} s: {load.calls} calls to revision {load.revision}, {load.events} events; private MiB "
+            f"{sizes[0] / 1024:.1f} first, {sizes[-1] / 1024:.1f} last"
         )
         load.stopping.set()
         process.send_signal(signal.SIGKILL)

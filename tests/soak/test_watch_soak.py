@@ -192,7 +192,9 @@ def one_heap() -> None:
 
 @pytest.mark.soak
 @pytest.mark.usefixtures("one_heap")
-def test_memory_stays_flat_while_nothing_is_missed(open_store: Callable[..., Store], engine: str) -> None:
+def test_memory_stays_flat_while_nothing_is_missed(
+    open_store: Callable[..., Store], engine: str, summarize: Callable[[str], None]
+) -> None:
     assert SOAK_SECONDS > 0, f"SOAK_SECONDS is {SOAK_SECONDS}, not a number of seconds above 0"
     store = open_store(engine=engine, retention=RETENTION)
     steady = [Follower(store.watch(keys, prev_kv=True)) for keys in WATCHED]
@@ -227,6 +229,10 @@ def test_memory_stays_flat_while_nothing_is_missed(open_store: Callable[..., Sto
         f"\n{engine}: {sum(load.writes)} txns to revision {store.revision}, {sum(load.lifetimes)} watchers that "
         f"came and went, {steady[-1].events} events to the one who watches all; after {len(settling)} rounds more: "
         f"resident MiB {resident}, private {private}, in use {in_use}, blocks {blocks}; {rounds[-1]}; hub: {hub._bytes} bytes in {len(hub._order)} batches"
+    )
+    summarize(
+        f"{sum(load.writes)} txns, {sum(load.lifetimes)} watchers that came and went, {steady[-1].events} events to the one "
+        f"who watches all, nothing missed; private MiB {private[0]} first, {private[-1]} last"
     )
     check_recent(store)
     for watcher in idle + [follower.watcher for follower in steady]:

@@ -21,6 +21,7 @@ from mvccstore.server.transport.http2 import Http2Connection
 from mvccstore.server.transport.limits import TransportLimits
 from mvccstore.server.transport.page_stream import Pages
 from mvccstore.server.transport.status import Code, RpcError
+from mvccstore.server.transport.turns import Turns
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
 END_STREAM, ACK, END_HEADERS, PADDED, HAS_PRIORITY = 1, 1, 4, 8, 32
@@ -113,10 +114,16 @@ class FakeLoop:
 
     def __init__(self) -> None:
         self.now = 1_000_000.0
+        self.looks_cost = 0.0
+        """So many seconds pass with each look at `clock`."""
         self._soon: deque[Callable[[], Any]] = deque()
         self.timers: list[_Handle] = []
 
     def time(self) -> float:
+        return self.now
+
+    def clock(self) -> float:
+        self.now += self.looks_cost
         return self.now
 
     def call_soon(self, callback: Callable[..., Any], *args: Any) -> None:
@@ -129,8 +136,13 @@ class FakeLoop:
     def call_later(self, seconds: float, callback: Callable[[], Any]) -> _Handle:
         return self.call_at(self.now + seconds, callback)
 
+    def turn(self) -> None:
+        """Carry out what was to be carried out soon; what that plans is for the next turn."""
+        for _ in range(len(self._soon)):
+            self._soon.popleft()()
+
     def run(self) -> None:
-        """Carry out what is to be carried out soon."""
+        """Carry out what is to be carried out soon, turn by turn, until there is no more."""
         while self._soon:
             self._soon.popleft()()
 
@@ -158,6 +170,8 @@ class FakeTransport:
         self.written: list[bytes] = []
         self.is_closed = self.is_aborted = self.is_read = False
         self.is_read = True
+        self.is_paused = False
+        """Whether nothing is read from the client."""
         self.unread = 0
 
     def set_write_buffer_limits(self, high: int) -> None:
@@ -171,6 +185,14 @@ class FakeTransport:
             was_over, self.unread = self.unread > self._high, self.unread + len(data)
             if self.unread > self._high and not was_over:
                 self._session.connection.pause_writing()
+
+    def pause_reading(self) -> None:
+        assert not self.is_paused
+        self.is_paused = True
+
+    def resume_reading(self) -> None:
+        assert self.is_paused
+        self.is_paused = False
 
     def read_again(self) -> None:
         """The client reads, all that waits and whatever comes."""
@@ -199,14 +221,22 @@ class Services:
     def __init__(self) -> None:
         self.calls: dict[bytes, Call] = {}
         self.events: list[str] = []
+        self.share = 1 << 30
+        """Of work, for each connection."""
 
     def router(self) -> Router:
-        unary_methods = {"Echo": lambda _, body: body, "Later": self._later, "Fail": _fail, "Bug": _bug}
+        unary_methods = {
+            "Echo": lambda _, body: body,
+            "Later": self._later,
+            "Fail": _fail,
+            "Bug": _bug,
+            "Work": self._work,
+        }
         unary_methods |= {"Big": _big, "Parts": _parts, "Stream": _stream}
         streams = {"Chat": self._chat, "Hold": self._hold, "Deny": _deny}
         methods = [Method(f"/t.T/{name}", _decode, handler) for name, handler in unary_methods.items()]
         methods += [Method(f"/t.T/{name}", _decode, stream_handler=handler) for name, handler in streams.items()]
-        return Router({method.path: method for method in methods}, self._gate)
+        return Router({method.path: method for method in methods}, self._gate, share=lambda: self.share)
 
     def _gate(self, call: Call) -> None:
         if call.metadata.get(b"shut") is not None:
@@ -218,6 +248,16 @@ class Services:
     def _later(self, call: Call, body: bytes) -> None:
         self.calls[body] = call
         call.on_cancel = self._note(f"cancel {body.decode()}")
+
+    def _work(self, call: Call, body: bytes) -> None:
+        self.calls[body] = call
+        call.begin_work()
+
+    def finish_work(self, body: bytes) -> None:
+        """Have what a call of `Work` has asked for be done."""
+        call = self.calls.pop(body)
+        call.end_work()
+        call.reply(body)
 
     def _chat(self, call: Call) -> Chat:
         call.on_cancel = self._note("cancel chat")
@@ -341,12 +381,19 @@ class Session:
     """One connection and its client."""
 
     def __init__(
-        self, limits: TransportLimits | None = None, *, greeting: bytes | None = None, pages: Pages | None = None
+        self,
+        limits: TransportLimits | None = None,
+        *,
+        greeting: bytes | None = None,
+        pages: Pages | None = None,
+        beside: Session | None = None,
     ) -> None:
-        self.loop = FakeLoop()
+        """Connect; `beside` another one, to the same port."""
+        self.loop = FakeLoop() if beside is None else beside.loop
         self.limits = limits or TransportLimits()
-        self.services = Services()
+        self.services = Services() if beside is None else beside.services
         self.deadlines = Deadlines(cast("Any", self.loop))
+        self.turns = Turns(cast("Any", self.loop), self.limits, self.loop.clock) if beside is None else beside.turns
         self.lost = 0
         self.connection = Http2Connection(
             self.services.router(),
@@ -354,6 +401,7 @@ class Session:
             Peer("test"),
             cast("Any", self.loop),
             self.deadlines,
+            self.turns,
             lambda _: setattr(self, "lost", self.lost + 1),
             pages,
         )
@@ -389,6 +437,10 @@ class Session:
     def step(self) -> list[Frame]:
         """Run the loop; return the frames that came."""
         self.loop.run()
+        return self.take()
+
+    def take(self) -> list[Frame]:
+        """Return the frames that have come."""
         before = len(self.frames)
         data, self.transport.written = self._rest + b"".join(self.transport.written), []
         position = 0

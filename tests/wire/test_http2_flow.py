@@ -8,6 +8,7 @@ from hypothesis import given, strategies
 from mvccstore.server.transport.call import WRITABLE_BYTES
 from mvccstore.server.transport.frames import ErrorCode
 from mvccstore.server.transport.limits import TransportLimits
+from mvccstore.server.transport.status import Code, RpcError
 from tests.wire.http2_kit import (
     DATA,
     END_HEADERS,
@@ -222,29 +223,40 @@ def test_a_client_that_never_reads_what_it_asks_for_is_given_up(caplog: pytest.L
         b"".join(unary(stream, b"/t.T/Stream", b"") for stream in range(1, 41, 2)),
     ],
 )
-def test_statuses_and_acknowledgements_do_not_pile_up(frames: bytes) -> None:
-    """No window holds them back, so they have a limit of their own."""
-    limits = TransportLimits(unread_bytes_max=2_000, ping_strikes_max=1_000)
+def test_a_client_that_does_not_read_is_not_read_from(frames: bytes) -> None:
+    """No window holds back statuses and acknowledgements: nothing is carried out that would be answered with more."""
+    limits = TransportLimits(unread_bytes_max=2_000, ping_strikes_max=1_000, waiting_bytes_max=len(frames) - 1)
     session = Session(limits)
     session.connection.pause_writing()
-    kept = frames[: len(frames) // 6]
-    session.send(kept)
-    assert session.lost == 0
-    session.send(frames[len(kept) :])
-    session.send(b"".join(ping() for _ in range(100)))
-    assert session.transport.is_aborted
-    session.check_clean()
+    assert session.send(frames) == []
+    assert session.transport.is_paused
+    session.connection.resume_writing()
+    answers = session.step()
+    assert not session.transport.is_paused
 
     reading = Session(limits)
-    reading.send(frames)
-    assert reading.lost == 0
-    # What was not read counts until it is.
-    reading.connection.pause_writing()
-    reading.send(b"".join(ping() for _ in range(60)))
-    reading.connection.resume_writing()
-    reading.connection.pause_writing()
-    reading.send(b"".join(ping() for _ in range(60)))
-    assert reading.lost == 0
+    assert [(one.kind, one.stream) for one in reading.send(frames)] == [(one.kind, one.stream) for one in answers]
+    assert len(answers) >= 20
+
+
+def test_what_ends_by_itself_does_not_pile_up_for_a_client_that_does_not_read() -> None:
+    """No window holds statuses back either, so they have a limit of their own."""
+    session = Session(TransportLimits(unread_bytes_max=2_000))
+    calls = session.services.calls
+    session.send(*(unary(2 * number + 1, b"/t.T/Later", b"%d" % number) for number in range(40)))
+    for _ in range(2):
+        session.connection.pause_writing()
+        for name in list(calls)[:10]:
+            calls.pop(name).fail(RpcError(Code.ABORTED, "x" * 60))
+        session.step()
+        assert session.lost == 0  # what was not read counts until it is
+        session.connection.resume_writing()
+    session.connection.pause_writing()
+    for call in calls.values():
+        call.fail(RpcError(Code.ABORTED, "x" * 60))
+    session.step()
+    assert session.transport.is_aborted
+    session.check_clean()
 
 
 def test_a_service_is_told_when_its_client_takes_more() -> None:

@@ -10,9 +10,11 @@ import sys
 import urllib.request
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -61,6 +63,20 @@ def put(url: str, key: bytes, value: bytes) -> int:
 def get(url: str, key: bytes) -> bytes | None:
     kvs = call(url, "/v3/kv/range", key=b64encode(key).decode()).get("kvs")
     return b64decode(kvs[0].get("value", "")) if kvs else None
+
+
+def test_it_takes_more_connections_than_a_shell_allows_at_first() -> None:
+    """As etcd does: Go raises the soft limit of files when it starts."""
+    limited = "import os, resource, sys; _, hard = resource.getrlimit(resource.RLIMIT_NOFILE);"
+    limited += "resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard)); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    program = (sys.executable, "-c", limited, "-m", "mvccstore.server.etcd_shim")
+    with running("--memory", program=program) as process, ExitStack() as stack:
+        address = urlsplit(process.url)
+        for _ in range(150):
+            connection = HTTPConnection(address.hostname, address.port, timeout=20)
+            stack.callback(connection.close)
+            connection.request("GET", "/health")
+            assert json.load(connection.getresponse())["health"] == "true"  # and it stays connected
 
 
 def test_sigterm_ends_it_cleanly_and_what_was_written_is_there(tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from functools import partial
+from typing import Self
 
 from mvccstore.codec import new_put
 from mvccstore.errors import CompactedError
@@ -67,6 +69,10 @@ _KEPT_BYTES_MAX = 4 << 20
 
 That takes 66 ms for 20,000 rows of 100 bytes where reading them again takes 126; 24 and 37 for 3,000 of 1,000 bytes.
 """
+_ALL_KEPT_BYTES_MAX = 64 << 20
+"""Of all calls at once: with thousands of them, each reads its rows again."""
+_LARGE_COST = 500
+"""What a read that is not answered at once counts for among the work of a connection: it has a handful at a time."""
 _SMALL_ROWS = 64
 _SMALL_BYTES = 64 << 10
 """A range of no more is looked through on the loop; rows of no more, which a write has found, are encoded on it."""
@@ -85,6 +91,7 @@ class KV:
         self._bytes_max = node.limits.max_request_bytes
         self._cost = message_cost if node.persona.counts_nested_puts else own_cost
         self._envelope_bytes = _envelope_bytes(node.member_id)
+        self._all_kept = [0]
 
     def methods(self) -> list[Method]:
         """Return the handlers."""
@@ -121,7 +128,7 @@ class KV:
         revision, limit = max(request.revision, 0), max(request.limit, 0)
         if _needs_all(request):
             if self._rows_of_small(keys, revision) is None:
-                call.run(self._find_beside(call, request, judged_at))
+                call.run(self._find_beside(call, request, judged_at), _LARGE_COST)
                 return None
             return self._found(self._store.find(request))
         rows = min(limit, PAGE_ROWS) if limit else PAGE_ROWS
@@ -129,11 +136,11 @@ class KV:
         count = len(page.kvs)
         if page.resume is not None:
             if count != limit:
-                call.run(self._large_range(call, request, judged_at))
+                call.run(self._large_range(call, request, judged_at), _LARGE_COST)
                 return None
             rest = self._rows_of_small(KeyRange(page.resume, keys.end), page.revision)
             if rest is None:
-                call.run(self._find_beside(call, request, judged_at))
+                call.run(self._find_beside(call, request, judged_at), _LARGE_COST)
                 return None
             count += rest
         kvs = _without_values(page.kvs) if request.keys_only else page.kvs
@@ -186,30 +193,27 @@ class KV:
         assert isinstance(keys, KeyRange)
         began_at = self._node.slow.now()
         # Not at the revision of the first look: that may be compacted by now.
-        with self._store.snapshot(revision=max(request.revision, 0)) as snapshot:
+        with self._store.snapshot(revision=max(request.revision, 0)) as snapshot, _Kept(self._all_kept) as kept:
             self._node.auth.check_unchanged(judged_at)
             header = self._header_of(request, snapshot.revision)
             size = rows = 0
-            kept: list[bytes] = []
             async for page in _pages(snapshot, keys, limit):
                 rows += len(page)
                 encoded = _row_fields(page, keys_only=request.keys_only)
                 size += len(encoded)
-                if size <= _KEPT_BYTES_MAX:
-                    kept.append(encoded)
-                else:
-                    kept.clear()
+                kept.add(encoded)
             count = rows
             if limit:
                 count = await asyncio.get_running_loop().run_in_executor(None, snapshot.count, keys)
             tail = (b"\x18\x01" if count > rows else b"") + int_field(4, count)
             self._node.slow.note_read(call, began_at, request, rows, size)
+            call.note_worked()  # what follows is as fast as the client
             call.begin(len(header) + size + len(tail))
             call.send_part(header)
-            for encoded in kept:
-                call.send_part(encoded)
+            while kept.parts:
+                call.send_part(kept.take())
                 await call.drained()
-            if size > _KEPT_BYTES_MAX:
+            if kept.has_given_up:
                 async for page in _pages(snapshot, keys, limit):
                     call.send_part(_row_fields(page, keys_only=request.keys_only))
                     await call.drained()
@@ -467,6 +471,49 @@ def _has_filters(request: RangeRequest) -> bool:
         or request.min_create_revision
         or request.max_create_revision
     )
+
+
+class _Kept:
+    """The rows of a large range, encoded, as far as a call may keep them: all, or none.
+
+    Args:
+        total: The bytes that all calls keep, as its only element.
+    """
+
+    def __init__(self, total: list[int]) -> None:
+        self.parts: deque[bytes] = deque()
+        self.has_given_up = False
+        self._size = 0
+        self._total = total
+
+    def add(self, part: bytes) -> None:
+        """Keep one more, or none any more."""
+        if self.has_given_up:
+            return
+        size = len(part)
+        if self._size + size > _KEPT_BYTES_MAX or self._total[0] + size > _ALL_KEPT_BYTES_MAX:
+            self.has_given_up = True
+            self.__exit__()
+        else:
+            self.parts.append(part)
+            self._count(size)
+
+    def take(self) -> bytes:
+        """Return the first, and keep it no more."""
+        part = self.parts.popleft()
+        self._count(-len(part))
+        return part
+
+    def _count(self, change: int) -> None:
+        self._size += change
+        self._total[0] += change
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.parts.clear()
+        self._count(-self._size)
 
 
 class _pages:  # noqa: N801 - reads as the generator that it would be, were that closed in time

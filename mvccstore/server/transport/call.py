@@ -106,6 +106,8 @@ class Router:
     """Called before each call's handler; raises to refuse the call."""
     translate: Callable[[Exception], RpcError | None] = lambda _: None
     """Says how a call ends whose handler raised something else than `RpcError`; None if that is a bug."""
+    share: Callable[[], int] = lambda: 1 << 30
+    """Says how much work (`Call.begin_work`) one connection may have under way now; 1 at least."""
     _services: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -132,6 +134,7 @@ class Call(ABC):
     """One call, from its first byte to its status. Used on the loop's thread only."""
 
     __slots__ = (
+        "_cost",
         "_task",
         "_waiter",
         "began_at",
@@ -156,6 +159,7 @@ class Call(ABC):
         self.on_writable: Callable[[], None] | None = None
         """Called when the call is writable again, each time it was not; to be set by who wants to know."""
         self._task: asyncio.Task[None] | None = None
+        self._cost = 0
         self._waiter: asyncio.Future[None] | None = None
 
     # What a transport provides
@@ -188,6 +192,18 @@ class Call(ABC):
     @abstractmethod
     def fail(self, error: RpcError) -> None:
         """End the call with an error."""
+
+    def begin_work(self, cost: int = 1) -> None:
+        """Note that work of the call is under way. A connection that has its share of it has to wait.
+
+        It must not be work that waits for something that the client has still to send. Not counted where a
+        connection has one call at a time.
+        """
+        del cost
+
+    def end_work(self, cost: int = 1) -> None:
+        """Note that it is done; also if the call has ended meanwhile."""
+        del cost
 
     # What is the same for all
 
@@ -225,10 +241,24 @@ class Call(ABC):
             except Exception:  # noqa: BLE001 - as above
                 _log.exception("%s failed after its call had ended, or while it was told to go on", self.method.path)
 
-    def run(self, work: Coroutine[Any, Any, bytes | None]) -> None:
-        """Serve the call by a task, which is cancelled if the call is. It returns as a unary handler does, or raises."""
+    def run(self, work: Coroutine[Any, Any, bytes | None], cost: int = 0) -> None:
+        """Serve the call by a task, which is cancelled if the call is. It returns as a unary handler does, or raises.
+
+        Args:
+            cost: As of `begin_work`, from now to the end of the task, or to `note_worked`.
+        """
         self._task = asyncio.get_running_loop().create_task(self._serve(work))
         self.on_cancel = self._cancel_task
+        if cost:
+            self._cost = cost
+            self.begin_work(cost)
+            self._task.add_done_callback(self.note_worked)  # a task that is cancelled at once does nothing itself
+
+    def note_worked(self, _: object = None) -> None:
+        """Note that what `cost` of `run` stands for is done. May be repeated."""
+        cost, self._cost = self._cost, 0
+        if cost:
+            self.end_work(cost)
 
     def _cancel_task(self) -> None:
         if self._task is not None:
@@ -262,9 +292,11 @@ class Call(ABC):
 
     def serve(self, request: Any) -> None:
         """Have a unary call's handler carry out its request, and end the call if it did so at once."""
-        handler = self.method.handler
+        method = self.method
+        handler, counts = method.handler, method.counts
         assert handler is not None
-        self._count_start()
+        counts.started += 1  # as `_count_start`, without a call
+        self.began_at = 0.0 if counts.now is None else counts.now()
         try:
             self.router.gate(self)
             answer = handler(self, request)

@@ -1,17 +1,15 @@
 """One HTTP/2 connection that carries gRPC (RFC 9113): an asyncio protocol that parses frames and keeps the rules.
 
-What it owns: the streams of one client, both windows of the connection, and what is to be written in this turn
-of the loop.
+What it owns: the streams of one client, the window for what it sends, and what has come of that and is not carried out.
 
 Invariants:
 
 * I1. What the peer breaks is answered as RFC 9113 says: a stream ends by RST_STREAM, the connection by GOAWAY. No
   input raises out of `data_received`, and none reaches another connection.
-* I2. `out` is written before the loop waits again: by `data_received`, or by `flush`, which is planned with the first
-  thing that is put into it from elsewhere. So a turn costs one write however many calls it answers.
-* I3. `send_window` never goes below zero, nor that of a stream through what we send.
-* I4. `_pending` has the streams that wait for nothing but the connection: its window, or its client's reading.
-* I5. What waits for a client that does not read is bounded: DATA by `queued_bytes_max`, all else by `unread_bytes_max`.
+* I2. Of what has come, a slice is carried out at once. The rest waits for a turn of the connection (`Turns`), or, while
+  `_is_held`, for the end of its work or for its client's reading: nothing is taken from a client that would be answered
+  with more than it takes, and none has more than its share of what the writer has to do.
+* I3. Little waits: not much more than `waiting_bytes_max` is read behind what waits.
 
 Why not a library: see DESIGN 4; h2's state machine costs 100 us a call, this one about 10.
 """
@@ -21,9 +19,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
-from mvccstore.server.transport.blocks import TABLE_SIZE_0, refusal_block
+from mvccstore.server.transport.blocks import refusal_block
 from mvccstore.server.transport.call import Peer, Router
 from mvccstore.server.transport.deadlines import Deadlines
 from mvccstore.server.transport.draining import Draining
@@ -65,13 +63,14 @@ from mvccstore.server.transport.guard import Guard
 from mvccstore.server.transport.head import Head, HeadDecoder, check_trailers
 from mvccstore.server.transport.keepalive import Keepalive, Verdict
 from mvccstore.server.transport.limits import TransportLimits
+from mvccstore.server.transport.outgoing import FLUSH_BYTES, Outgoing
 from mvccstore.server.transport.page_stream import Pages, PageStream
 from mvccstore.server.transport.settings import ClientSettings, server_settings
 from mvccstore.server.transport.stream import MESSAGE_HEAD_BYTES, Stream, WireStream
+from mvccstore.server.transport.turns import Turns
 
 _log = logging.getLogger("mvccstore.server")
 
-_FLUSH_BYTES = 65_536
 _FLUSH_PARTS = 2_048
 """So many pieces are written even if more input is to be carried out: some 200 answers, each of one frame at most."""
 _STREAMS_A_COST = 64
@@ -80,10 +79,11 @@ _CONNECTION_WINDOWS = 16
 _KEEPALIVE_PING = b"alive\0\0\0"
 
 
-class Http2Connection(asyncio.Protocol):
+class Http2Connection(Outgoing, asyncio.BufferedProtocol):
     """One client. Begins with the bytes after the preface has been recognised.
 
     Args:
+        turns: Where it waits for its turn, with the others of its port.
         on_lost: Called once when the connection is gone.
         pages: What serves requests that are no calls; without, they are refused.
     """
@@ -95,31 +95,25 @@ class Http2Connection(asyncio.Protocol):
         peer: Peer,
         loop: asyncio.AbstractEventLoop,
         deadlines: Deadlines,
+        turns: Turns,
         on_lost: Callable[[Http2Connection], None],
         pages: Pages | None = None,
     ) -> None:
-        self.limits = limits
+        super().__init__(limits, loop, peer)
         self.deadlines = deadlines
-        self.peer = peer
-        self.send_window = WINDOW_BYTES
-        self.frame_bytes_max = FRAME_BYTES_MAX
-        self.owes_table_size = False
-        self.is_writable = True
-        self.has_answered = False
-        self.out: list[bytes] = []
+        self.work = 0  # what its calls have under way, by cost
         self._router = router
-        self._loop = loop
         self._on_lost = on_lost
+        self._turns = turns
         self._pages = pages
         self._heads = HeadDecoder(router, limits, "none" if pages is None else "all" if pages.is_alone else "beside")
         self._guard = Guard(limits, loop.time)
         self._streams: dict[int, WireStream] = {}
-        self._pending: dict[WireStream, None] = {}
         self._rest = b""
+        self._is_waiting = self._is_held = False
+        """Whether `_rest` is more than the beginning of a frame; and not for a turn."""
+        self._is_reading = True
         self._awaited = PREFACE
-        self._transport: asyncio.Transport | None = None
-        self._is_receiving = False
-        self._is_flush_planned = False
         self._settings = ClientSettings()
         self._window_bytes = limits.window_bytes * _CONNECTION_WINDOWS
         self._whole_bytes_max = min(limits.window_bytes, limits.message_bytes_max, FRAME_BYTES_MAX)
@@ -129,7 +123,7 @@ class Http2Connection(asyncio.Protocol):
         self._has_settings = False
         # A header block under way: its stream, flags of HEADERS, and what has come of it.
         self._block: tuple[int, int, bytearray] | None = None
-        self._queued = self._held = self._unread = 0
+        self._held = 0
         self._keepalive = Keepalive(limits, loop.time())
 
     # The transport's calls
@@ -137,18 +131,48 @@ class Http2Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin: say what we allow."""
         self._transport = cast("asyncio.Transport", transport)
-        self._transport.set_write_buffer_limits(high=4 * _FLUSH_BYTES)
+        self._transport.set_write_buffer_limits(high=4 * FLUSH_BYTES)
         self.out += (server_settings(self.limits), window_frame(0, self._window_bytes - WINDOW_BYTES))
+        self._receive_window = self._window_bytes
         self.flush()
 
+    def get_buffer(self, _size: int) -> memoryview:
+        """Say where to put what comes."""
+        return self._turns.buffer()
+
+    def buffer_updated(self, size: int) -> None:
+        """Take what came there."""
+        self.data_received(self._turns.taken(size))
+
     def data_received(self, data: bytes) -> None:
-        """Carry out every frame that is complete."""
+        """Carry out the frames that are complete, so many at a time."""
         self._keepalive.hear(self._loop.time())
+        if not self._is_waiting:
+            data = self._rest + data if self._rest else data
+            if self._turns.is_at_once(len(data)):
+                self._carry_out(data)
+            else:
+                self._wait(data, is_held=False)
+        else:
+            self._rest += data
+            self._turns.waiting_bytes += len(data)
+            self._set_reading()
+
+    def go_on(self) -> bool:
+        """Carry out the next of what waits; return whether more of it can be, in another turn."""
+        self._turns.waiting_bytes -= len(self._rest)
+        self._is_waiting = False
+        self._carry_out(self._rest)
+        self._set_reading()
+        return self._is_waiting and not self._is_held
+
+    def _carry_out(self, data: bytes) -> None:
+        self._rest = b""
         self._is_receiving = True
         try:
             if self._awaited:
                 self._awaited, data = after_preface(self._awaited, data)
-            self._receive(self._rest + data if self._rest else data)
+            self._receive(data)
         except ProtocolError as error:
             self._go_away(error.code, error.reason)
         except Exception:  # noqa: BLE001 - ends this connection, and no other
@@ -158,16 +182,40 @@ class Http2Connection(asyncio.Protocol):
             self._is_receiving = False
             self.flush()
 
-    def pause_writing(self) -> None:
-        """The client does not read: what is sent from now on waits in its stream."""
-        self.is_writable = False
+    def _wait(self, rest: bytes, *, is_held: bool) -> None:
+        """Keep what cannot be carried out now."""
+        self._rest = rest
+        self._is_waiting = True
+        self._is_held = is_held
+        self._turns.waiting_bytes += len(rest)
+        if not is_held:
+            self._turns.join(self)
+        self._set_reading()
+
+    def _release(self) -> None:
+        """Have what was held wait for a turn."""
+        if self._is_held:
+            self._is_held = False
+            self._turns.join(self)
+
+    def _set_reading(self) -> None:
+        """Read on, unless much waits already."""
+        limits = self.limits
+        wanted = not self._is_waiting or (
+            len(self._rest) <= limits.waiting_bytes_max and self._turns.waiting_bytes < limits.all_waiting_bytes_max
+        )
+        transport = self._transport
+        if wanted is not self._is_reading and transport is not None and not transport.is_closing():
+            self._is_reading = wanted
+            if wanted:
+                transport.resume_reading()
+            else:
+                transport.pause_reading()
 
     def resume_writing(self) -> None:
         """The client reads again."""
-        self.is_writable = True
-        self._unread = 0
-        self._pump()
-        self.flush()
+        super().resume_writing()
+        self._release()
 
     def eof_received(self) -> None:
         """The client has closed its side: so do we."""
@@ -176,6 +224,7 @@ class Http2Connection(asyncio.Protocol):
         """End every call."""
         self._transport = None
         self._draining.cancel()
+        self._drop_rest()
         self._cancel_all()
         self.out.clear()
         self._on_lost(self)
@@ -186,11 +235,28 @@ class Http2Connection(asyncio.Protocol):
         for stream in streams:
             stream.cancel()
 
+    def _drop_rest(self) -> None:
+        if self._is_waiting:
+            self._turns.waiting_bytes -= len(self._rest)
+            self._turns.leave(self)
+            self._is_waiting = self._is_held = False
+        self._rest = b""
+
     # Parsing
 
     def _receive(self, data: bytes) -> None:
         position, end = 0, len(data)
+        frames, bytes_max = self.limits.slice_frames, self.limits.slice_bytes
+        work_max = self._router.share()
+        answers_max = self.send_window - self._queued - self.limits.slice_answer_bytes
         while end - position >= FRAME_HEAD_BYTES:
+            if self.work >= work_max or not self.is_writable:
+                self._wait(data[position:], is_held=True)
+                return
+            if frames == 0 or position >= bytes_max or self.send_window - self._queued < answers_max:
+                self._wait(data[position:], is_held=False)
+                return
+            frames -= 1
             high, low, kind, flags, number = unpack_head(data, position)
             length = high << 16 | low
             if length > FRAME_BYTES_MAX:
@@ -389,7 +455,7 @@ class Http2Connection(asyncio.Protocol):
         before, had_small_table = settings.initial_window, settings.has_small_table
         settings.take(payload)
         # No larger than need be: the frames of many streams take turns.
-        self.frame_bytes_max = min(settings.frame_bytes_max, _FLUSH_BYTES)
+        self.frame_bytes_max = min(settings.frame_bytes_max, FLUSH_BYTES)
         if settings.has_small_table and not had_small_table:
             # Our table is always empty, but the client must hear that it is small (RFC 7541 4.2): once, if it hears 0.
             self.owes_table_size = True
@@ -462,6 +528,7 @@ class Http2Connection(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             self.out.append(goaway_frame(self.last_id, code, reason))
             self.flush()
+            self._drop_rest()
             self._transport.close()
             self._cancel_all()
 
@@ -475,11 +542,6 @@ class Http2Connection(asyncio.Protocol):
         if self._draining.is_announced and not self._streams and self._transport is not None:
             self.flush()
             self._transport.close()
-
-    def abort(self) -> None:
-        """End the connection at once."""
-        if self._transport is not None:
-            self._transport.abort()
 
     def look_after(self, now: float) -> None:
         """Ping a client that was silent for long, and give up one that does not answer, or read to the end."""
@@ -496,57 +558,7 @@ class Http2Connection(asyncio.Protocol):
             case Verdict.WAIT:
                 pass
 
-    # What the streams need; see `Wire`
-
-    def later(self, callback: Callable[[], Any]) -> None:
-        """Have something called in the next turn of the loop."""
-        self._loop.call_soon(callback)
-
-    def flush_soon(self) -> None:
-        """Have `out` written at the end of this turn of the loop."""
-        if not self._is_receiving and not self._is_flush_planned:
-            self._is_flush_planned = True
-            self._loop.call_soon(self.flush)
-
-    def flush(self) -> None:
-        """Write what is to be written."""
-        self._is_flush_planned = False
-        transport = self._transport
-        if self.out and transport is not None and not transport.is_closing():
-            data = b"".join(self.out)
-            if not self.is_writable:
-                self._unread += len(data)
-            if self._unread > self.limits.unread_bytes_max:
-                self._give_up("unread_bytes_max")
-            else:
-                transport.write(data)
-        self.out.clear()
-
-    def _give_up(self, limit: str) -> None:
-        if self._transport is not None and not self._transport.is_closing():  # else it was given up in this turn
-            _log.warning("%s takes nothing of what it asks for: closed", self.peer.address)
-            self.limits.cuts.note(limit)
-            self.abort()
-
-    def headers_frame(self, flags: int, number: int, block: bytes) -> bytes:
-        """Pack a HEADERS frame, with what HPACK owes to the client before it."""
-        if self.owes_table_size:
-            self.owes_table_size = False
-            block = TABLE_SIZE_0 + block
-        return frame(HEADERS, END_HEADERS | flags, number, block)
-
-    def queue(self, stream: WireStream, count: int) -> None:
-        """Count bytes that wait in a stream."""
-        self._queued += count
-        if self._queued > self.limits.queued_bytes_max:
-            self._give_up("queued_bytes_max")
-            return
-        self._consider(stream)
-        self._pump()
-
-    def unqueue(self, count: int) -> None:
-        """Count bytes that wait no more."""
-        self._queued -= count
+    # What the streams need, beside what is sent; see `Wire`
 
     def hold_bytes(self, count: int) -> None:
         """Count bytes of requests that are not complete."""
@@ -554,6 +566,15 @@ class Http2Connection(asyncio.Protocol):
             self.limits.cuts.note("received_bytes_max")
             raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "too many requests that are not complete")
         self._held += count
+
+    def begin_work(self, cost: int) -> None:
+        """Count work of a call that is under way."""
+        self.work += cost
+
+    def end_work(self, cost: int) -> None:
+        """Count it no more."""
+        self.work -= cost
+        self._release()
 
     def forget(self, stream: WireStream) -> None:
         """A stream has sent its last frame."""
@@ -565,26 +586,6 @@ class Http2Connection(asyncio.Protocol):
                 self.out.append(rst_frame(number, ErrorCode.NO_ERROR))
             if self._draining.is_announced:
                 self.close_if_done()
-
-    def _consider(self, stream: WireStream) -> None:
-        if stream.can_pump:
-            self._pending[stream] = None
-        else:
-            self._pending.pop(stream, None)
-
-    def _pump(self) -> None:
-        """Send what waits and may be sent, a frame of each stream in turn."""
-        # Nothing of a service runs in here: what is told to go on is so in the next turn.
-        written = 0
-        while self._pending and self.is_writable and self.send_window > 0:
-            stream = next(iter(self._pending))
-            del self._pending[stream]
-            written += stream.pump()
-            self._consider(stream)
-            if written >= _FLUSH_BYTES:
-                written = 0
-                self.flush()  # may pause
-        self.flush_soon()
 
 
 _HANDLERS: dict[int, Callable[[Http2Connection, int, int, bytes], None]] = {

@@ -26,6 +26,22 @@ class TransportLimits:
     """The most bytes of answers that wait for the client."""
     unread_bytes_max: int = 16 << 20
     """The most bytes of frames that no window holds back (statuses, acknowledgements) while the client does not read."""
+    slice_frames: int = 64
+    """How many frames of a connection are carried out at once, before others have their turn."""
+    slice_bytes: int = 32 * 1024
+    """How many bytes of them: a frame more, at most."""
+    slice_answer_bytes: int = 128 * 1024
+    """How many bytes of answers to them: an answer more, at most."""
+    begun_max: int = 64
+    """How many slices are begun at once while nobody waits, before those that are not small wait, too."""
+    light_bytes: int = 1024
+    """A small one."""
+    turn_seconds: float = 0.005
+    """For how long, in a turn of the loop, those are carried out who have sent more than a slice."""
+    waiting_bytes_max: int = 64 * 1024
+    """Nothing is read from a connection while more than this of it waits to be carried out."""
+    all_waiting_bytes_max: int = 16 << 20
+    """From so much that waits of all connections on, little is read of each, and nothing while some of it waits."""
     window_bytes: int = 1 << 20
     """The window of each stream for what the client sends, 65,535 at least; the connection's is 16 times as large."""
     flood_seconds: float = 10.0

@@ -6,6 +6,7 @@ What it owns: the sockets that listen, and the connections they have accepted.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable
 from typing import Protocol, cast
@@ -18,8 +19,10 @@ from mvccstore.server.transport.limits import TransportLimits
 from mvccstore.server.transport.page_stream import Pages
 from mvccstore.server.transport.secure import SecureTransport
 from mvccstore.server.transport.tls import Handshakes
+from mvccstore.server.transport.turns import Turns
 
 _LOOK_SECONDS = 1.0
+_ACCEPTED_A_TURN = 64
 
 
 class Connection(Protocol):
@@ -73,7 +76,13 @@ class Port:
         """How many handshakes have failed."""
         self._loop = asyncio.get_running_loop()
         self._deadlines = Deadlines(self._loop)
+        self.turns = Turns(self._loop, limits)
+        """Of its connections."""
         self._servers: list[asyncio.AbstractServer] = []
+        self._sockets: list[socket.socket] = []
+        """Those of TCP that listen."""
+        self._is_accepting = False
+        self._accepting: set[asyncio.Task[None]] = set()
         self._connections: dict[Connection, Peer | None] = {}
         """And who is at the other end, once the protocol is known."""
         self._gone = asyncio.Event()
@@ -88,13 +97,40 @@ class Port:
         """Listen on a TCP address; return the port, which is chosen if 0 was given."""
         server = await self._loop.create_server(self._accept, host, port, backlog=4096)
         self._servers.append(server)
+        self._sockets += [socket.socket(fileno=os.dup(one.fileno())) for one in server.sockets]
         return cast("int", server.sockets[0].getsockname()[1])
 
     async def listen_unix(self, path: str) -> None:
         """Listen on a unix socket."""
         self._servers.append(await self._loop.create_unix_server(self._accept, path, backlog=4096))
 
-    def _accept(self) -> asyncio.Protocol:
+    def _accept(self) -> asyncio.BaseProtocol:
+        if self._sockets and not self._is_accepting:
+            self._is_accepting = True
+            self._loop.call_soon(self._accept_more)
+        return self._new_protocol()
+
+    def _accept_more(self) -> None:
+        """Accept more of those who came at once: uvloop takes one in each turn of the loop, however long a turn is."""
+        self._is_accepting = False
+        for listener in self._sockets:
+            for _ in range(_ACCEPTED_A_TURN):
+                try:
+                    accepted, _address = listener.accept()
+                except OSError:  # there is none; or no file is left, which the loop sees as well
+                    break
+                accepting = self._loop.create_task(self._take(accepted))
+                self._accepting.add(accepting)
+                accepting.add_done_callback(self._accepting.discard)
+
+    async def _take(self, accepted: socket.socket) -> None:
+        accepted.setblocking(False)
+        try:
+            await self._loop.connect_accepted_socket(self._new_protocol, accepted)
+        except OSError:  # gone already
+            accepted.close()
+
+    def _new_protocol(self) -> asyncio.BaseProtocol:
         if self._handshakes is None:
             return _Greeter(self)
         return SecureTransport(lambda: _Greeter(self), self._handshakes, self._limits, self, self._note_rejected)
@@ -104,7 +140,7 @@ class Port:
 
     def begin(self, transport: asyncio.Transport, first: bytes, peer: Peer) -> None:
         """Choose the protocol of a connection by what was agreed on in its handshake, or else by its first bytes."""
-        protocol: asyncio.Protocol
+        protocol: asyncio.BaseProtocol
         secured = transport.get_extra_info("ssl_object")
         agreed = None if secured is None else secured.selected_alpn_protocol()
         if agreed == "h2" or (agreed is None and PREFACE.startswith(first[: len(PREFACE)])):
@@ -112,7 +148,7 @@ class Port:
                 transport.abort()
                 return
             protocol = Http2Connection(
-                *(self._router, self._limits, peer, self._loop, self._deadlines),
+                *(self._router, self._limits, peer, self._loop, self._deadlines, self.turns),
                 on_lost=self._connections_discard,
                 pages=self._pages,
             )
@@ -122,7 +158,9 @@ class Port:
             transport.abort()
             return
         self._connections[cast("Connection", protocol)] = peer
+        transport.pause_reading()  # uvloop asks how a protocol takes what comes when it begins to read for it
         transport.set_protocol(protocol)
+        transport.resume_reading()
         protocol.connection_made(transport)
         protocol.data_received(first)
 
@@ -169,10 +207,14 @@ class Port:
         for server in self._servers:
             server.close()
         self._servers.clear()
+        for listener in self._sockets:
+            listener.close()
+        self._sockets.clear()
 
     async def close(self, grace_seconds: float = 0.0) -> None:
         """Stop listening, let calls end for so long, and close every connection."""
         self.stop_listening()
+        await asyncio.gather(*self._accepting)
         for connection in list(self._connections):
             connection.drain()
         if self._connections and grace_seconds > 0:

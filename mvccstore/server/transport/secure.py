@@ -8,7 +8,8 @@ Invariants:
 
 * I1. The protocol is told of the connection once the handshake is done and the client's certificate was accepted.
 * I2. Nothing is kept of what was decrypted, and nothing of what was encrypted: both go on at once. So what waits is
-  what waits in the transport below, and its limits hold.
+  what waits in the transport below, and its limits hold; and, while the protocol above has reading paused, what was read
+  at once before.
 * I3. A client breaks its own connection, by whatever it sends.
 """
 
@@ -23,6 +24,7 @@ from typing import Any, Protocol, cast
 
 from mvccstore.server.transport.limits import TransportLimits
 from mvccstore.server.transport.tls import CertificateRefusedError, Handshakes
+from mvccstore.server.transport.turns import Turns
 
 _log = logging.getLogger("mvccstore.server")
 
@@ -47,8 +49,13 @@ class Owner(Protocol):
         """Forget it."""
         ...
 
+    @property
+    def turns(self) -> Turns:
+        """Where it reads into."""
+        ...
 
-class SecureTransport(asyncio.Transport, asyncio.Protocol):
+
+class SecureTransport(asyncio.Transport, asyncio.BufferedProtocol):
     """A protocol of the loop's transport, and the transport of the protocol above.
 
     Args:
@@ -86,6 +93,14 @@ class SecureTransport(asyncio.Transport, asyncio.Protocol):
         self._below = cast("asyncio.Transport", transport)
         self._since = asyncio.get_running_loop().time()
         self._owner.greet(self)
+
+    def get_buffer(self, _size: int) -> memoryview:
+        """Say where to put what comes."""
+        return self._owner.turns.buffer()
+
+    def buffer_updated(self, size: int) -> None:
+        """Take what came there."""
+        self.data_received(self._owner.turns.taken(size))
 
     def data_received(self, data: bytes) -> None:
         """Go on with the handshake, or decrypt."""

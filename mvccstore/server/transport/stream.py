@@ -130,6 +130,14 @@ class Wire(Protocol):
         """Count bytes of requests that are not complete, or, negative, are now."""
         ...
 
+    def begin_work(self, cost: int) -> None:
+        """Count work of a call that is under way."""
+        ...
+
+    def end_work(self, cost: int) -> None:
+        """Count it no more."""
+        ...
+
 
 class Stream(Call):
     """One call over HTTP/2."""
@@ -374,6 +382,14 @@ class Stream(Call):
 
     # Sending
 
+    def begin_work(self, cost: int = 1) -> None:
+        """Note it at the connection."""
+        self._wire.begin_work(cost)
+
+    def end_work(self, cost: int = 1) -> None:
+        """Note it there."""
+        self._wire.end_work(cost)
+
     @property
     def queued_bytes(self) -> int:
         """How much waits for a window, or for the client to read."""
@@ -412,8 +428,13 @@ class Stream(Call):
                 _OK_BLOCK,
             )
             self.is_done = True
-            self.method.counts.sent_bytes += size - MESSAGE_HEAD_BYTES
-            self._count_end(0)
+            counts = self.method.counts
+            counts.sent_bytes += size - MESSAGE_HEAD_BYTES
+            if counts.seconds is None and self.began_at == 0:  # as `_count_end`, without two calls
+                counts.succeeded += 1
+                self.began_at = -1.0
+            else:
+                self._count_end(0)
             wire.has_answered = True
             self._release()
             wire.forget(self)

@@ -1,0 +1,62 @@
+"""A server process on a disk that is not well: it syncs slowly, or its files may not grow. Run by the crash tests.
+
+The faults are made here, from this process's environment, and the product knows nothing of them: `FAULT_SYNC_MS` has
+each sync and each commit of an engine take up to twice so long, at random, part of it before and part after;
+`FAULT_FILE_BYTES` is the size beyond which no file can grow (`RLIMIT_FSIZE`): to whoever writes, a full disk.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import random
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+
+def slowed(call: Callable[..., Any], seconds: float, seeded: random.Random) -> Callable[..., Any]:
+    @wraps(call)
+    def slow(*args: Any, **options: Any) -> Any:
+        time.sleep(seeded.random() * seconds)
+        result = call(*args, **options)
+        time.sleep(seeded.random() * seconds)
+        return result
+
+    return slow
+
+
+def slow_disk(seconds: float) -> None:
+    """Have syncs be slow: those of Python's `os`, and, as LMDB syncs in C, the commits of all engines."""
+    seeded = random.Random(os.getpid())
+    for name in ("fsync", "fdatasync"):
+        if hasattr(os, name):
+            setattr(os, name, slowed(getattr(os, name), seconds, seeded))
+    import mvccstore.engine  # after `os` was changed: modules may take its functions when they are imported
+
+    for found in pkgutil.iter_modules(mvccstore.engine.__path__, "mvccstore.engine."):
+        module = importlib.import_module(found.name)
+        for kind in vars(module).values():
+            is_of_it = isinstance(kind, type) and kind.__module__ == module.__name__
+            if is_of_it and "commit" in vars(kind) and not getattr(kind, "_is_protocol", False):
+                kind.commit = slowed(kind.commit, seconds, seeded)
+
+
+def main() -> int:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    if limit := os.environ.get("FAULT_FILE_BYTES"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    if delay := os.environ.get("FAULT_SYNC_MS"):
+        slow_disk(float(delay) / 1_000)
+    from mvccstore.server.etcd_shim import run
+
+    return run(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""More than can be done at once: a client that sends it waits, others are served, and what waits is bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from benchmarks.wire_client import Connection, data_frame
+from mvccstore import KeyRange, Store
+from mvccstore.clock import SystemClock
+from mvccstore.server import Serving, serve
+from mvccstore.server.member import Identity
+from mvccstore.server.messages import rpc
+from mvccstore.server.node import UNDER_WAY_BYTES_MAX, Node, RequestLimits
+from mvccstore.server.services import kv as kv_service
+from mvccstore.server.serving import new_event_loop
+from mvccstore.server.transport.call import Router
+from mvccstore.server.transport.limits import TransportLimits
+from mvccstore.server.transport.port import Port
+from mvccstore.server.writer import UNDER_WAY_MAX
+from tests.wire.client import Client, Endpoint
+from tests.wire.requests import get
+
+PUT, RANGE = "/etcdserverpb.KV/Put", "/etcdserverpb.KV/Range"
+PUTS = 10_000
+SLICE = TransportLimits().slice_frames
+SECONDS = 60
+
+
+@pytest.fixture
+def server(open_store: Callable[..., Store]) -> Iterator[Serving]:
+    with serve(open_store(engine="lmdb")) as serving:
+        yield serving
+
+
+def test_a_client_that_pipelines_ten_megabytes_of_puts_is_answered_and_no_other_waits_for_it(server: Serving) -> None:
+    """Twice as many calls as there may be writes under way: they wait, where nothing would be left for others."""
+    calls = [data_frame(rpc.PutRequest(key=b"k/%05d" % n, value=bytes(1_000)).SerializeToString()) for n in range(PUTS)]
+    beside: list[int] = []
+    with (
+        Connection(server.port, PUT) as heavy,
+        Connection(server.port, RANGE) as reader,
+        Connection(server.port, PUT) as writer,
+    ):
+        sender = threading.Thread(target=heavy.send, args=(calls,))
+        sender.start()
+        ended = 0
+        while ended < PUTS:
+            ended += heavy.receive()
+            if ended < PUTS:
+                for other, request in (
+                    (reader, rpc.RangeRequest(key=b"k/00000")),
+                    (writer, rpc.PutRequest(key=b"light", value=b"1")),
+                ):
+                    other.send([data_frame(request.SerializeToString())])
+                    while not other.receive():
+                        pass
+                beside.append(ended)
+        sender.join(SECONDS)
+    assert heavy.data_bytes >= PUTS * 20  # a refusal has no DATA
+    assert server.store.count(KeyRange.prefix(b"k/")) == PUTS
+    assert reader.data_bytes >= len(beside) * 20
+    assert writer.data_bytes >= len(beside) * 20
+    assert len(beside) >= 5, beside  # others were served again and again while it waited
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, new_event_loop])
+def test_all_who_connect_at_once_are_taken_in_a_few_turns_of_the_loop(
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """However long a turn is: a thousand clients that come back are not one a turn."""
+
+    async def main() -> None:
+        port = Port(Router({}), TransportLimits())
+        number = await port.listen("127.0.0.1", 0)
+        with ExitStack() as stack:
+            for _ in range(200):
+                stack.enter_context(socket.create_connection(("127.0.0.1", number)))
+            turns = 0
+            while len(port) < 200 and turns < 30:
+                turns += 1
+                await asyncio.sleep(0)
+            taken = len(port)
+            await port.close()
+            assert taken == 200
+            late = stack.enter_context(socket.socket())
+            assert late.connect_ex(("127.0.0.1", number)) != 0  # nobody listens any more
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(main())
+
+
+def test_a_connection_may_have_half_as_much_work_under_way_as_there_is_room_for_more(
+    open_store: Callable[..., Store],
+) -> None:
+    async def main() -> None:
+        node = Node(open_store(), Identity(), RequestLimits(), clock=SystemClock())
+        shares = []
+        for under_way in (0, 1, UNDER_WAY_MAX // 2, UNDER_WAY_MAX - 1, UNDER_WAY_MAX, UNDER_WAY_MAX + 7):
+            node.writer.under_way = under_way
+            shares.append(node.share())
+        assert shares == [UNDER_WAY_BYTES_MAX >> 17, UNDER_WAY_BYTES_MAX >> 17, 1_250, 1, 1, 1]
+        node.writer.under_way = 0
+        node._bytes_under_way = UNDER_WAY_BYTES_MAX - (6 << 16)
+        assert node.share() == 3
+        node._bytes_under_way = UNDER_WAY_BYTES_MAX + 1
+        assert node.share() == 1
+        await node.stop()
+
+    asyncio.run(main())
+
+
+def test_connections_that_ask_for_all_there_is_leave_room_for_each_other(open_store: Callable[..., Store]) -> None:
+    """As their shares are taken from what is left, thirty of them have as much as each other, and not all."""
+
+    async def main() -> None:
+        node = Node(open_store(), Identity(), RequestLimits(), clock=SystemClock())
+        held = [0] * 30
+        for round_number in range(300):
+            for number in range(30):  # as a connection does: a slice, if it has not its share
+                taken = min(SLICE, max(0, node.share() - held[number]))
+                held[number] += taken
+                node.writer.under_way += taken
+            assert node.share() > 1, "who comes now would be refused"
+            if round_number % 3 == 0:
+                done = held[round_number % 30]
+                held[round_number % 30] = 0
+                node.writer.under_way -= done
+        assert min(held) > 10
+        assert max(held) < UNDER_WAY_MAX // 10
+        node.writer.under_way = 0
+        await node.stop()
+
+    asyncio.run(main())
+
+
+def test_large_values_count_for_more(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So what waits to be written is bounded in bytes too, and nobody is refused for it."""
+    monkeypatch.setattr("mvccstore.server.node.UNDER_WAY_BYTES_MAX", 1 << 20)
+    value = bytes(100_000)
+    calls = [rpc.PutRequest(key=b"%d" % n, value=value).SerializeToString() for n in range(40)]
+    with Client(Endpoint(server.host, server.port)) as client:
+        channel = client._dialled()
+        put = channel.unary_unary(PUT)
+        answers = [put.future(call, timeout=SECONDS) for call in calls]
+        revisions = [rpc.PutResponse.FromString(answer.result()).header.revision for answer in answers]
+    assert sorted(revisions) == list(range(2, 42))
+
+
+def test_large_ranges_keep_little_of_their_rows_in_all(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that find no room read their rows again, and are answered as well."""
+    with server.store.begin() as txn:
+        for number in range(3_000):
+            txn.put(b"r/%04d" % number, bytes(100))
+    monkeypatch.setattr(kv_service, "_ALL_KEPT_BYTES_MAX", 500_000)
+    most, given_up = 0, 0
+    add = kv_service._Kept.add
+
+    def noted(kept: Any, part: bytes) -> None:
+        nonlocal most, given_up
+        add(kept, part)
+        most = max(most, kept._total[0])
+        given_up += kept.has_given_up
+
+    monkeypatch.setattr(kv_service._Kept, "add", noted)
+    request = get(b"r/", b"r0").SerializeToString()
+    with Client(Endpoint(server.host, server.port)) as client:
+        ranges = client._dialled().unary_unary(RANGE)
+        futures = [ranges.future(request, timeout=SECONDS) for _ in range(8)]
+        answers = {future.result() for future in futures}
+    assert len(answers) == 1
+    (answer,) = answers
+    assert len(rpc.RangeResponse.FromString(answer).kvs) == 3_000
+    assert 300_000 < most <= 500_000
+    assert given_up
