@@ -31,7 +31,8 @@ def is_full(path: str) -> bool:
 
 def translated(path: str, error: OSError) -> StorageError:
     """Return our error for one of the system's about the store at `path`."""
-    kind = StorageFullError if error.errno in {errno.ENOSPC, errno.EDQUOT} else StorageError
+    full = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the last as `is_full`: what this process may give it
+    kind = StorageFullError if error.errno in full else StorageError
     return kind(path, error.strerror or str(error))
 
 
