@@ -22,6 +22,7 @@ from mvccstore.engine.journaled import JournaledEngine, open_lmdb
 from mvccstore.engine.lmdb import LmdbEngine
 from mvccstore.engine.lmdb_txn import LmdbView, LmdbWrite
 from mvccstore.tables import RetryWrite, Table
+from tests.concurrency.bench import run_program
 from tests.journaled import kill, kill_store, put_aside
 from tests.unit.engine_kit import add, entry, everything, look, put, write
 
@@ -528,14 +529,30 @@ def test_map_grows_before_a_layer_is_put_aside(path: Path) -> None:
     engine.close()
 
 
-def test_child_of_a_fork_leaves_the_journal_to_its_parent(path: Path, open_engine: Open) -> None:
-    engine = open_engine()
-    write(engine, put(b"a", b"1"))
+_FORK = """
+    import os, sys
+    import mvccstore
+
+    store = mvccstore.open(sys.argv[1], journal=True)
+    store.put(b"a", b"1")
     child = os.fork()
     if child == 0:
-        engine.forget()
-        os._exit(0 if engine._is_closed else 1)
+        try:
+            store.get(b"a")
+        except mvccstore.ClosedError:
+            os._exit(0)
+        finally:
+            os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    write(engine, put(b"a", b"2"))
-    engine.sync()
-    assert look(engine, lambda view: view.get(Table.META, b"a")) == b"2"
+    store.put(b"a", b"2")
+    store.sync()
+    store.put(b"b", b"3")
+    store.close()
+    with mvccstore.open(sys.argv[1]) as again:
+        assert [kv.value for kv in again.scan(mvccstore.KeyRange.all())] == [b"2", b"3"]
+        assert again.check() == []
+"""
+
+
+def test_child_of_a_fork_leaves_the_journal_to_its_parent(path: Path) -> None:
+    run_program(_FORK, path)
