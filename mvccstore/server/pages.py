@@ -22,7 +22,8 @@ from mvccstore.server.errors import Refusal, translate
 from mvccstore.server.gateway.gateway import Gateway
 from mvccstore.server.gateway.paths import PREFIX
 from mvccstore.server.node import Node
-from mvccstore.server.transport.http1 import TEXT, BodyReceiver, Exchange, HttpRequest
+from mvccstore.server.transport.http1 import TEXT, BodyReceiver, Exchange
+from mvccstore.server.transport.http1_head import HttpRequest
 from mvccstore.server.transport.websocket import is_upgrade
 
 Page = Callable[[Exchange], None]

@@ -475,6 +475,6 @@ class Session:
         """Hold that nothing is left of a connection that is lost."""
         connection = self.connection
         assert self.lost == 1
-        assert (connection._queued, connection._held) == (0, 0)
+        assert (connection._memory.queued, connection._memory.received) == (0, 0)
         assert (connection._streams, connection._pending, connection.out) == ({}, {}, [])
         assert all(not bucket for bucket in self.deadlines._buckets.values())

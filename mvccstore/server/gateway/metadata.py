@@ -7,7 +7,7 @@ import re
 from base64 import b64decode
 
 from mvccstore.server.transport.call import Metadata
-from mvccstore.server.transport.http1 import HttpRequest
+from mvccstore.server.transport.http1_head import HttpRequest
 from mvccstore.server.transport.status import Code, RpcError
 
 _PREFIX = b"grpc-metadata-"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from mvccstore.server.gateway.splitter import JsonSplitter
 from mvccstore.server.transport.call import Metadata
-from mvccstore.server.transport.http1 import BodyReceiver, HttpRequest
+from mvccstore.server.transport.http1 import BodyReceiver
+from mvccstore.server.transport.http1_head import HttpRequest
 
 _BEARER = b"Bearer"
 _TOKEN_COOKIE = b"token"

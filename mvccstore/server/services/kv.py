@@ -346,7 +346,7 @@ class KV:
         if at_least + envelope > self._bytes_max - 1024:
             size = message.ByteSize()
             if envelope + len(varint(size)) + size > self._bytes_max:
-                raise Refusal.REQUEST_TOO_LARGE.error()
+                raise Refusal.REQUEST_TOO_LARGE.error(limit="max_request_bytes")
 
     def compact(self, call: Call, message: rpc.CompactionRequest) -> None:
         """Forget history; with `physical`, answer when its space is free."""

@@ -28,7 +28,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from mvccstore.server.transport.counts import MethodCounts
+from mvccstore.server.transport.counts import Cuts, MethodCounts
 from mvccstore.server.transport.status import Code, RpcError
 
 _log = logging.getLogger("mvccstore.server")
@@ -106,6 +106,8 @@ class Router:
     """Called before each call's handler; raises to refuse the call."""
     translate: Callable[[Exception], RpcError | None] = lambda _: None
     """Says how a call ends whose handler raised something else than `RpcError`; None if that is a bug."""
+    cuts: Cuts = field(default_factory=Cuts)
+    """Counts the calls that fail by a limit."""
     _services: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -298,4 +300,6 @@ class Call(ABC):
         if told is None:
             _log.error("%s failed", self.method.path, exc_info=error)
             told = RpcError(Code.UNKNOWN, f"internal error: {type(error).__name__}")
+        if told.limit is not None and not self.is_done:
+            self.router.cuts.note(told.limit)
         self.fail(told)

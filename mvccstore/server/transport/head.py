@@ -34,7 +34,7 @@ _RESERVED = frozenset({b"te", b"content-type", b"grpc-encoding", b"grpc-accept-e
 class Head:
     """A request's head. Shared by the calls that sent the same block, so it never changes."""
 
-    __slots__ = ("http_status", "is_gzip", "is_plain_unary", "metadata", "method", "refusal", "timeout")
+    __slots__ = ("held_bytes", "http_status", "is_gzip", "is_plain_unary", "metadata", "method", "refusal", "timeout")
 
     def __init__(self) -> None:
         self.method: Method | None = None
@@ -49,6 +49,8 @@ class Head:
         """What a refusal answers with as `:status`."""
         self.is_plain_unary = False
         """It is a unary call without a deadline, and not refused."""
+        self.held_bytes = 0
+        """What it costs a call to hold it, if that is much."""
 
 
 class _Table(HeaderTable):  # type: ignore[misc,unused-ignore]
@@ -68,6 +70,7 @@ class HeadDecoder:
 
     def __init__(self, router: Router, limits: TransportLimits) -> None:
         self._router = router
+        self._limits = limits
         self._decoder = Decoder(max_header_list_size=limits.header_bytes_max)
         self._table = _Table()
         self._decoder.header_table = self._table
@@ -108,6 +111,7 @@ class HeadDecoder:
         try:
             return [(bytes(name), bytes(value)) for name, value, *_ in self._decoder.decode(block, raw=True)]
         except OversizedHeaderListError:
+            self._limits.cuts.note("header_bytes_max")
             raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "header list is too large") from None
         except (HPACKError, ValueError, IndexError, UnicodeError, OverflowError):
             raise ProtocolError(ErrorCode.COMPRESSION_ERROR, "header block cannot be decoded") from None
@@ -115,6 +119,9 @@ class HeadDecoder:
     def _head(self, fields: list[tuple[bytes, bytes]]) -> Head:
         pseudo, rest = _split(fields)
         head = Head()
+        size = sum(len(name) + len(value) for name, value in fields)
+        if size > _KEPT_BYTES_MAX:
+            head.held_bytes = size
         values = dict(rest)
         head.metadata = Metadata(tuple(pair for pair in rest if pair[0] not in _RESERVED))
         encoding = values.get(b"grpc-encoding") or b"identity"

@@ -22,18 +22,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Protocol, cast
-from urllib.parse import unquote
 
 import h11
 
-from mvccstore.server.transport.call import WRITABLE_BYTES, Metadata, Peer
+from mvccstore.server.transport.call import WRITABLE_BYTES, Peer
 from mvccstore.server.transport.dates import Dates
+from mvccstore.server.transport.http1_head import HEAD_TOO_LARGE, HttpRequest, Refused, reason_of, request_of
 from mvccstore.server.transport.limits import TransportLimits
+from mvccstore.server.transport.memory import Memory
 from mvccstore.server.transport.port import Connection, HttpFactory
 
 _log = logging.getLogger("mvccstore.server")
@@ -45,22 +43,6 @@ _CLOSE = (b"Connection", b"close")
 _JOINED_MAX = 64
 _JOINED_BYTES_MAX = 16_384
 """Parts are joined into one write up to so many, and none that is larger."""
-_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-
-
-@dataclass(frozen=True, slots=True)
-class HttpRequest:
-    """The head of a request."""
-
-    method: str
-    path: str
-    """Without escapes."""
-    query: str
-    """What follows the question mark, with its escapes."""
-    headers: Metadata
-    peer: Peer
-    is_secure: bool = False
-    """Whether it came over TLS."""
 
 
 class BodyReceiver(Protocol):
@@ -171,15 +153,6 @@ HttpHandler = Callable[[Exchange], BodyReceiver | None]
 """Begins to serve a request. What it raises is answered with 500."""
 
 
-class _Refused(Exception):  # noqa: N818 - no error of ours
-    """What came is no request; how it is answered before the connection ends."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(status, message)
-        self.status = status
-        self.message = message
-
-
 def http_factory(handler: HttpHandler, limits: TransportLimits, time_ms: Callable[[], int]) -> HttpFactory:
     """Return what a `Port` makes its HTTP/1.1 connections with. `time_ms` is for the `Date` of answers."""
     dates = Dates(time_ms)
@@ -228,6 +201,7 @@ class Http1Connection(asyncio.Protocol):
         self._has_eof = False
         self._is_reading = True
         self._successor: Connection | None = None
+        self._memory = Memory(limits)
         self._since = self._loop.time()
         """When what the client is to do next began to be waited for."""
         self._stalled_at: float | None = None
@@ -271,6 +245,7 @@ class Http1Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """The client reads again."""
         self._stalled_at = None
+        self._memory.requeue(self.queued_bytes)
         self._set_reading()
         if self._exchange is not None and self._exchange.on_writable is not None:
             self._exchange.on_writable()
@@ -280,6 +255,7 @@ class Http1Connection(asyncio.Protocol):
         self._transport = None
         self._held.clear()
         self._drop_exchange()
+        self._memory.requeue(0)
         self._on_lost(self)
 
     # The port's calls
@@ -309,18 +285,24 @@ class Http1Connection(asyncio.Protocol):
         is_open_ended = exchange is not None and exchange.is_open_ended
         if self._is_lingering or self._has_eof:
             if waited > limits.http_linger_seconds:
-                self.abort()
+                self._cut("http_linger_seconds")
         elif self._stalled_at is not None:
             if not is_open_ended and now - self._stalled_at > limits.http_stall_seconds:
-                self.abort()
+                self._cut("http_stall_seconds")
         elif self._is_reading_body:
             if not is_open_ended and waited > limits.http_body_seconds:
-                self._refuse(_Refused(408, "the request takes too long"))
+                self._refuse(Refused(408, "the request takes too long", "http_body_seconds"))
         elif self._has_part_of_head:
             if waited > limits.http_head_seconds:
-                self._refuse(_Refused(408, "the request takes too long"))
+                self._refuse(Refused(408, "the request takes too long", "http_head_seconds"))
         elif exchange is None and waited > limits.http_idle_seconds:
+            limits.cuts.note("http_idle_seconds")
             self._close()
+
+    def _cut(self, limit: str) -> None:
+        """End the connection at once, as it has passed a limit."""
+        self._limits.cuts.note(limit)
+        self.abort()
 
     # Reading
 
@@ -350,12 +332,14 @@ class Http1Connection(asyncio.Protocol):
                     break
         except h11.RemoteProtocolError as error:
             # What follows the colon would show the client's own bytes.
-            self._refuse(_Refused(error.error_status_hint, str(error).partition(":")[0]))
-        except _Refused as refused:
+            status = error.error_status_hint
+            limit = "http_head_bytes_max" if status == HEAD_TOO_LARGE else None
+            self._refuse(Refused(status, str(error).partition(":")[0], limit))
+        except Refused as refused:
             self._refuse(refused)
         except Exception:  # noqa: BLE001 - ends this connection, and no other
             _log.exception("a request from %s ended by an error of ours", self._peer.address)
-            self._refuse(_Refused(500, "internal error"))
+            self._refuse(Refused(500, "internal error"))
         finally:
             self._is_advancing = False
             self.flush()
@@ -366,12 +350,14 @@ class Http1Connection(asyncio.Protocol):
             self._begin(event)
         elif isinstance(event, h11.Data):
             if self._receiver is not None:
+                self._hold(len(event.data))
                 self._receiver.data(bytes(event.data))
             else:
                 self._note_surplus(len(event.data))
         elif isinstance(event, h11.EndOfMessage):
             self._has_request = True
             self._is_reading_body = False
+            self._memory.receive(-self._memory.received)
             self._since = self._loop.time()
             receiver, self._receiver = self._receiver, None
             if receiver is not None and self._exchange is not None:
@@ -395,40 +381,25 @@ class Http1Connection(asyncio.Protocol):
         self._is_reading_body = True
         self._since = self._loop.time()
         self._surplus = 0
-        request = self._request(event)
+        request = request_of(event, self._limits, self._peer, is_secure=self._is_secure)
         exchange = self._exchange = Exchange(self, request)
         exchange.switch = self._switch
         receiver = self._handler(exchange)
         # If it has been answered already, nobody wants the body.
         self._receiver = None if exchange.is_done else receiver
 
-    def _request(self, event: h11.Request) -> HttpRequest:
-        """Judge a head as far as `h11` has not.
-
-        Raises:
-            _Refused: It must not be served.
-        """
-        pairs = tuple((bytes(name), bytes(value)) for name, value in event.headers)
-        headers = Metadata(pairs)
-        if sum(len(name) + len(value) for name, value in pairs) > self._limits.http_head_bytes_max:
-            raise _Refused(431, "the head is too large")
-        if not event.http_version.startswith(b"1."):
-            raise _Refused(505, "unsupported protocol version")
-        if headers.get(b"transfer-encoding") is not None:
-            if headers.get(b"content-length") is not None:
-                raise _Refused(400, "both a length and an encoding")
-            if event.http_version == b"1.0":
-                raise _Refused(400, "an encoding that HTTP/1.0 does not know")
-        expect = headers.get(b"expect")
-        if expect is not None and expect.lower() != b"100-continue":
-            raise _Refused(417, "unknown expectation")
-        path, query = _split_target(event.target.decode("latin-1"))
-        return HttpRequest(event.method.decode("ascii"), path, query, headers, self._peer, self._is_secure)
+    def _hold(self, count: int) -> None:
+        """Count the bytes of a body. What a stream holds of its own is bounded by who takes it."""
+        if self._exchange is not None and not self._exchange.is_open_ended:
+            passed = self._memory.receive(count)
+            if passed is not None:
+                raise Refused(503, "too many requests that are not complete", passed)
 
     def _note_surplus(self, count: int) -> None:
         """Count what nobody wants; the client must stop some time."""
         self._surplus += count
         if self._surplus > self._limits.http_pipelined_bytes_max:
+            self._limits.cuts.note("http_pipelined_bytes_max")
             self._linger()
 
     def _begin_next(self) -> bool:
@@ -474,7 +445,7 @@ class Http1Connection(asyncio.Protocol):
         # A client that waits for 100 Continue may send its body or not: nobody could say what the next bytes are.
         if self._is_draining or self._has_eof or self._h11.they_are_waiting_for_100_continue:
             extra.append(_CLOSE)
-        reason = _reason(status)
+        reason = reason_of(status)
         response = h11.Response(status_code=status, headers=[*exchange.fields, *fields, *extra], reason=reason)
         self._out.append(self._h11.send(response) or b"")
 
@@ -508,8 +479,9 @@ class Http1Connection(asyncio.Protocol):
         transport = self._transport
         if data and transport is not None and not transport.is_closing():
             transport.write(data)
-            if transport.get_write_buffer_size() > self._limits.queued_bytes_max:
-                transport.abort()
+            passed = self._memory.requeue(transport.get_write_buffer_size())
+            if passed is not None:
+                self._cut(passed)
 
     # Ending
 
@@ -518,7 +490,7 @@ class Http1Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None or exchange.is_done or exchange.has_begun:
             return
-        response = h11.InformationalResponse(status_code=101, headers=[*fields], reason=_reason(101))
+        response = h11.InformationalResponse(status_code=101, headers=[*fields], reason=reason_of(101))
         self._out.append(self._h11.send(response) or b"")
         self.flush()
         exchange.is_done = True
@@ -526,6 +498,7 @@ class Http1Connection(asyncio.Protocol):
         self._transport = self._exchange = self._receiver = None
         first = self._h11.trailing_data[0] + bytes(self._held)
         self._held.clear()
+        self._memory.requeue(0)  # what waits is the successor's
         protocol = successor(lambda: self._on_lost(self))
         self._successor = cast("Connection", protocol)
         if not self._is_reading:
@@ -540,11 +513,16 @@ class Http1Connection(asyncio.Protocol):
     def _drop_exchange(self) -> None:
         exchange, self._exchange = self._exchange, None
         self._receiver = None
+        self._memory.receive(-self._memory.received)
         if exchange is not None:
             exchange.cancel()
 
-    def _refuse(self, refused: _Refused) -> None:
+    def _refuse(self, refused: Refused) -> None:
         """Say what was wrong, if an answer has not begun, and end the connection."""
+        cuts = self._limits.cuts
+        cuts.note_told("http1", str(refused.status))
+        if refused.limit is not None:
+            cuts.note(refused.limit)
         has_begun = self._exchange is not None and self._exchange.has_begun
         self._drop_exchange()
         if has_begun:
@@ -553,7 +531,7 @@ class Http1Connection(asyncio.Protocol):
         if self._h11.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
             self._linger()  # what came wrong is the rest of a request that has been answered
             return
-        reason = _reason(refused.status)
+        reason = reason_of(refused.status)
         body = b"%d %s: %s\n" % (refused.status, reason, refused.message.encode("ascii", "replace"))
         fields = [*TEXT, (b"Content-Length", b"%d" % len(body)), self._dates.field(), _CLOSE]
         response = h11.Response(status_code=refused.status, headers=fields, reason=reason)
@@ -578,22 +556,3 @@ class Http1Connection(asyncio.Protocol):
         self.flush()
         if self._transport is not None:
             self._transport.close()
-
-
-def _split_target(target: str) -> tuple[str, str]:
-    """Return path and query of a request target (RFC 9112 3.2)."""
-    if not target.startswith("/"):
-        scheme, separator, rest = target.partition("://")
-        if separator and scheme.lower() in {"http", "https"}:
-            target = "/" + rest.partition("/")[2]
-    path, _, query = target.partition("?")
-    if _BAD_ESCAPE.search(path):
-        raise _Refused(400, "bad escape in the path")
-    return unquote(path, "latin-1"), query
-
-
-def _reason(status: int) -> bytes:
-    try:
-        return HTTPStatus(status).phrase.encode()
-    except ValueError:
-        return b""

@@ -42,7 +42,6 @@ from mvccstore.server.transport.frames import (
     PREFACE,
     PRIORITY,
     PRIORITY_FLAG,
-    PUSH_PROMISE,
     RST_STREAM,
     SETTINGS,
     STREAM_ID_MAX,
@@ -51,23 +50,23 @@ from mvccstore.server.transport.frames import (
     WINDOW_UPDATE,
     ErrorCode,
     ProtocolError,
-    Setting,
     StreamError,
     after_preface,
+    block_of,
     check_form,
     frame,
     goaway_frame,
     rst_frame,
-    settings_frame,
     unpack_head,
     unpadded,
     window_frame,
 )
 from mvccstore.server.transport.guard import Guard
 from mvccstore.server.transport.head import Head, HeadDecoder, check_trailers
-from mvccstore.server.transport.keepalive import Keepalive, Verdict
+from mvccstore.server.transport.keepalive import PING_IS_DUE, Keepalive
 from mvccstore.server.transport.limits import TransportLimits
-from mvccstore.server.transport.settings import ClientSettings
+from mvccstore.server.transport.memory import Memory
+from mvccstore.server.transport.settings import ClientSettings, server_settings
 from mvccstore.server.transport.stream import MESSAGE_HEAD_BYTES, Stream
 
 _log = logging.getLogger("mvccstore.server")
@@ -112,6 +111,7 @@ class Http2Connection(asyncio.Protocol):
         self._heads = HeadDecoder(router, limits)
         self._guard = Guard(limits, loop.time)
         self._streams: dict[int, Stream] = {}
+        self._streams_max = min(limits.streams_max, limits.streams_open_max)
         self._pending: dict[Stream, None] = {}
         self._rest = b""
         self._awaited = PREFACE
@@ -127,8 +127,7 @@ class Http2Connection(asyncio.Protocol):
         self._has_settings = False
         # A header block under way: its stream, flags of HEADERS, and what has come of it.
         self._block: tuple[int, int, bytearray] | None = None
-        self._queued = 0
-        self._held = 0
+        self._memory = Memory(limits)
         self._unread = 0
         self._keepalive = Keepalive(limits, loop.time())
 
@@ -138,12 +137,7 @@ class Http2Connection(asyncio.Protocol):
         """Begin: say what we allow."""
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=4 * _FLUSH_BYTES)
-        settings = {
-            Setting.MAX_CONCURRENT_STREAMS: self.limits.streams_max,
-            Setting.INITIAL_WINDOW_SIZE: self.limits.window_bytes,
-            Setting.MAX_HEADER_LIST_SIZE: self.limits.header_bytes_max,
-        }
-        self.out += (settings_frame(settings), window_frame(0, self._window_bytes - WINDOW_BYTES))
+        self.out += (server_settings(self.limits), window_frame(0, self._window_bytes - WINDOW_BYTES))
         self._receive_window = self._window_bytes
         self.flush()
 
@@ -190,6 +184,7 @@ class Http2Connection(asyncio.Protocol):
         streams, self._streams = list(self._streams.values()), {}
         self._pending.clear()
         for stream in streams:
+            self._memory.receive(-stream.head.held_bytes)
             stream.cancel()
 
     # Parsing
@@ -222,6 +217,8 @@ class Http2Connection(asyncio.Protocol):
             if len(self.out) > _FLUSH_PARTS:
                 self.flush()
         self._rest = data[position:]
+        if position:
+            self._keepalive.partial_at = None
 
     def _take_whole(self, number: int, block: bytes, data: bytes, position: int) -> int:
         """Serve a call that has come as a whole and looks like one before: a tenth less work than by its two frames.
@@ -243,7 +240,7 @@ class Http2Connection(asyncio.Protocol):
             or data[start : start + MESSAGE_HEAD_BYTES] != b"\0" + len(message).to_bytes(4)
             or self._receive_window - size < self._window_bytes // 2
             or self._block is not None
-            or len(self._streams) >= self.limits.streams_max
+            or len(self._streams) >= self._streams_max
         ):
             return 0
         head = self._heads.kept_unary(block)
@@ -301,12 +298,8 @@ class Http2Connection(asyncio.Protocol):
     def _take_headers(self, flags: int, number: int, payload: bytes) -> None:
         if number % 2 == 0:
             raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "HEADERS on a stream that is not a client's")
-        if flags & PADDED:
-            payload = unpadded(payload)
-        if flags & PRIORITY_FLAG:
-            if len(payload) < 5:
-                raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "HEADERS is too short for its priority")
-            payload = payload[5:]  # passed over (RFC 9113 5.3.2)
+        if flags & (PADDED | PRIORITY_FLAG):
+            payload = block_of(flags, payload)
         if flags & END_HEADERS:
             self._take_block(flags, number, payload)
         else:
@@ -331,12 +324,15 @@ class Http2Connection(asyncio.Protocol):
         head = self._heads.decode(block)
         if number > self._draining.last_served:
             return
-        if len(self._streams) >= self.limits.streams_max:
+        if len(self._streams) >= self._streams_max:
+            self.limits.cuts.note("streams_max" if self._streams_max == self.limits.streams_max else "streams_open_max")
             raise StreamError(ErrorCode.REFUSED_STREAM, "too many calls at once")
         is_end = bool(flags & END_STREAM)
         if head.refusal is not None:
             self._refuse(head, number, is_end=is_end)
             return
+        if head.held_bytes:
+            self.hold_bytes(head.held_bytes)
         stream = Stream(self._router, self, head, number, self.peer, self._settings.initial_window)
         self._streams[number] = stream
         stream.is_half_closed = is_end
@@ -409,9 +405,6 @@ class Http2Connection(asyncio.Protocol):
             self._consider(stream)
         self._pump()
 
-    def _take_push(self, _flags: int, _number: int, _payload: bytes) -> None:
-        raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE from a client")
-
     def _take_ping(self, flags: int, _number: int, payload: bytes) -> None:
         if flags & ACK:
             self._draining.take_answer(payload)
@@ -419,9 +412,6 @@ class Http2Connection(asyncio.Protocol):
         self.out.append(frame(PING, ACK, 0, payload))
         self._guard.note_ping(has_streams=bool(self._streams), has_answered=self.has_answered)
         self.has_answered = False
-
-    def _take_goaway(self, _flags: int, _number: int, _payload: bytes) -> None:
-        """The client goes when its calls have ended; nothing changes for us."""
 
     def _take_window_update(self, _flags: int, number: int, payload: bytes) -> None:
         increment = int.from_bytes(payload) & WINDOW_BYTES_MAX
@@ -446,6 +436,7 @@ class Http2Connection(asyncio.Protocol):
 
     def _reset(self, number: int, code: ErrorCode) -> None:
         """End a stream by our side."""
+        self.limits.cuts.note_told("http2", code.name)
         self.out.append(rst_frame(number, code))
         self._end_stream(number)
         self._guard.note_reset()
@@ -455,12 +446,14 @@ class Http2Connection(asyncio.Protocol):
         stream = self._streams.pop(number, None)
         if stream is not None:
             self._pending.pop(stream, None)
+            self._memory.receive(-stream.head.held_bytes)
             stream.cancel()
             self.close_if_done()
 
     def _go_away(self, code: ErrorCode, reason: str) -> None:
         """End the connection by our side."""
         if self._transport is not None and not self._transport.is_closing():
+            self.limits.cuts.note_told("http2", code.name)
             self.out.append(goaway_frame(self.last_id, code, reason))
             self.flush()
             self._transport.close()
@@ -487,15 +480,19 @@ class Http2Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None:
             return
-        match self._keepalive.judge(now, is_closing=transport.is_closing(), has_settings=self._has_settings):
-            case Verdict.PING:
-                self.out.append(frame(PING, 0, 0, _KEEPALIVE_PING))
-                self.flush_soon()
-            case Verdict.GIVE_UP:
-                self.limits.cuts.note("keepalive_timeout_seconds")
-                self.abort()
-            case Verdict.WAIT:
-                pass
+        passed = self._keepalive.judge(
+            now,
+            is_closing=transport.is_closing(),
+            has_settings=self._has_settings,
+            has_rest=bool(self._rest),
+            block_at=None if self._block is None else self._guard.block_at,
+        )
+        if passed == PING_IS_DUE:
+            self.out.append(frame(PING, 0, 0, _KEEPALIVE_PING))
+            self.flush_soon()
+        elif passed is not None:
+            self.limits.cuts.note(passed)
+            self.abort()
 
     # What the streams need; see `Wire`
 
@@ -538,29 +535,31 @@ class Http2Connection(asyncio.Protocol):
 
     def queue(self, stream: Stream, count: int) -> None:
         """Count bytes that wait in a stream."""
-        self._queued += count
-        if self._queued > self.limits.queued_bytes_max:
-            self._give_up("queued_bytes_max")
+        passed = self._memory.queue(count)
+        if passed is not None:
+            self._give_up(passed)
             return
         self._consider(stream)
         self._pump()
 
     def unqueue(self, count: int) -> None:
         """Count bytes that wait no more."""
-        self._queued -= count
+        self._memory.queue(-count)
 
     def hold_bytes(self, count: int) -> None:
         """Count bytes of requests that are not complete."""
-        if count > 0 and self._held + count > self.limits.received_bytes_max:
-            self.limits.cuts.note("received_bytes_max")
+        passed = self._memory.receive(count)
+        if passed is not None:
+            self.limits.cuts.note(passed)
             raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "too many requests that are not complete")
-        self._held += count
 
     def forget(self, stream: Stream) -> None:
         """A stream has sent its last frame."""
         number = stream.number
         if self._streams.pop(number, None) is not None:
             self._pending.pop(stream, None)
+            if stream.head.held_bytes:
+                self._memory.receive(-stream.head.held_bytes)
             if not stream.is_half_closed:
                 # It need not send the rest (RFC 9113 8.1).
                 self.out.append(rst_frame(number, ErrorCode.NO_ERROR))
@@ -592,9 +591,8 @@ _HANDLERS: dict[int, Callable[[Http2Connection, int, int, bytes], None]] = {
     PRIORITY: Http2Connection._take_priority,
     RST_STREAM: Http2Connection._take_rst,
     SETTINGS: Http2Connection._take_settings,
-    PUSH_PROMISE: Http2Connection._take_push,
     PING: Http2Connection._take_ping,
-    GOAWAY: Http2Connection._take_goaway,
+    GOAWAY: lambda *_: None,  # the client goes when its calls have ended; nothing changes for us
     WINDOW_UPDATE: Http2Connection._take_window_update,
     CONTINUATION: Http2Connection._take_continuation,
 }

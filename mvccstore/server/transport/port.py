@@ -6,7 +6,9 @@ What it owns: the sockets that listen, and the connections they have accepted.
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
+import sys
 from collections.abc import Callable
 from typing import Protocol, cast
 
@@ -19,6 +21,7 @@ from mvccstore.server.transport.secure import SecureTransport
 from mvccstore.server.transport.tls import Handshakes
 
 _LOOK_SECONDS = 1.0
+_FILES_KEPT = 150
 
 
 class Connection(Protocol):
@@ -61,7 +64,8 @@ class Port:
         handshakes: Handshakes | None = None,
     ) -> None:
         self._router = router
-        self._limits = limits
+        self.limits = limits
+        self._connections_max = limits.connections_max or _files_max()
         self._http = http
         self._is_grpc = is_grpc
         self._handshakes = handshakes
@@ -93,7 +97,7 @@ class Port:
     def _accept(self) -> asyncio.Protocol:
         if self._handshakes is None:
             return _Greeter(self)
-        return SecureTransport(lambda: _Greeter(self), self._handshakes, self._limits, self, self._note_rejected)
+        return SecureTransport(lambda: _Greeter(self), self._handshakes, self.limits, self, self._note_rejected)
 
     def _note_rejected(self) -> None:
         self.rejected += 1
@@ -106,7 +110,7 @@ class Port:
                 transport.abort()
                 return
             protocol = Http2Connection(
-                self._router, self._limits, peer, self._loop, self._deadlines, self._connections_discard
+                self._router, self.limits, peer, self._loop, self._deadlines, self._connections_discard
             )
         elif self._http is not None:
             protocol = self._http(peer, self._connections_discard)
@@ -134,15 +138,13 @@ class Port:
                 self._loop.call_exception_handler(told)
                 connection.abort()
 
-    @property
-    def handshake_seconds(self) -> float:
-        """How long a connection may say nothing at first."""
-        return self._limits.handshake_seconds
-
     def greet(self, greeter: Connection) -> None:
-        """Keep a connection that has not said anything; not if it was accepted at the last moment."""
+        """Keep a connection that has not said anything; not one too many, nor if it was accepted at the last moment."""
         self._connections[greeter] = None
-        if self._timer is None or self.is_refusing:
+        if len(self._connections) > self._connections_max:
+            self.limits.cuts.note("connections_max")
+            greeter.abort()
+        elif self._timer is None or self.is_refusing:
             greeter.abort()
 
     def part(self, greeter: Connection) -> None:
@@ -226,8 +228,16 @@ class _Greeter(asyncio.Protocol):
 
     def look_after(self, now: float) -> None:
         """Give up one that says nothing."""
-        if now - self._since > self._port.handshake_seconds:
+        limits = self._port.limits
+        if now - self._since > limits.handshake_seconds:
+            limits.cuts.note("handshake_seconds")
             self.abort()
+
+
+def _files_max() -> int:
+    """Return how many connections the process has files for: as etcd, all but some that the store and others need."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if most == resource.RLIM_INFINITY else max(most - _FILES_KEPT, most // 2)
 
 
 def _address(transport: asyncio.BaseTransport) -> str:

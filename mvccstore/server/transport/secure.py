@@ -177,7 +177,8 @@ class SecureTransport(asyncio.Transport, asyncio.Protocol):
                 return
             self._above.data_received(data)
         self._flush()  # what OpenSSL answers by itself
-        if self.get_write_buffer_size() > self._limits.queued_bytes_max:
+        if self.get_write_buffer_size() > self._limits.queued_bytes_max and not self._is_closing:
+            self._limits.cuts.note("queued_bytes_max")
             self.abort()
 
     def _flush(self) -> None:

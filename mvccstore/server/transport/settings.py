@@ -1,4 +1,4 @@
-"""What a client's SETTINGS say (RFC 9113 6.5), as far as a server of gRPC has to know it."""
+"""SETTINGS (RFC 9113 6.5): ours, and what a client's say as far as a server of gRPC has to know it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,23 @@ from mvccstore.server.transport.frames import (
     ErrorCode,
     ProtocolError,
     Setting,
+    settings_frame,
 )
+from mvccstore.server.transport.limits import TransportLimits
 
 _FRAME_BYTES_LIMIT = 2**24
 _TABLE_BYTES = 4_096
+
+
+def server_settings(limits: TransportLimits) -> bytes:
+    """Return the frame that says what we allow."""
+    return settings_frame(
+        {
+            Setting.MAX_CONCURRENT_STREAMS: limits.streams_max,
+            Setting.INITIAL_WINDOW_SIZE: limits.window_bytes,
+            Setting.MAX_HEADER_LIST_SIZE: limits.header_bytes_max,
+        }
+    )
 
 
 class ClientSettings:
