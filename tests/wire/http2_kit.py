@@ -288,21 +288,31 @@ def pattern(size: int) -> bytes:
     return (b"".join(number.to_bytes(4) for number in range(size // 4 + 1)))[:size]
 
 
+def _numbers(body: bytes, count: int | None = None) -> list[int]:
+    try:
+        numbers = [int(part) for part in body.split(b",")]
+    except ValueError as error:
+        raise RpcError(Code.INVALID_ARGUMENT, "no numbers") from error
+    if not all(0 <= number < 10_000_000 for number in numbers) or len(numbers) != (count or len(numbers)):
+        raise RpcError(Code.INVALID_ARGUMENT, "other numbers")
+    return numbers
+
+
 def _big(_call: Call, body: bytes) -> bytes:
-    return pattern(int(body))
+    return pattern(*_numbers(body, 1))
 
 
 def _parts(call: Call, body: bytes) -> None:
-    total, part = map(int, body.split(b","))
+    total, part = _numbers(body, 2)
     call.begin(total)
     whole = pattern(total)
-    for start in range(0, total, part):
+    for start in range(0, total, part or 1):
         call.send_part(whole[start : start + part])
     call.finish()
 
 
 def _stream(call: Call, body: bytes) -> None:
-    for size in map(int, body.split(b",")):
+    for size in _numbers(body):
         call.send(pattern(size))
     call.finish()
 
@@ -345,8 +355,10 @@ class Session:
         self.services = Services()
         self.deadlines = Deadlines(cast("Any", self.loop))
         self.lost = 0
+        router = self.services.router()
+        router.cuts = self.limits.cuts
         self.connection = Http2Connection(
-            self.services.router(),
+            router,
             self.limits,
             Peer("test"),
             cast("Any", self.loop),

@@ -354,13 +354,15 @@ def test_tls_on_a_plain_port_is_told_so() -> None:
 def test_a_handshake_that_never_ends_is_given_up(
     secured: Secured, sent: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
+    limits = TransportLimits(tls_handshake_seconds=0.01)
     with (
-        secured(limits=TransportLimits(tls_handshake_seconds=0.01)) as server,
+        secured(limits=limits) as server,
         socket.create_connection(("127.0.0.1", server.port), SECONDS) as silent,
     ):
         silent.sendall(sent)
         assert silent.recv(100) == b""
     assert rejections(caplog) == ["tls: the handshake takes too long"]
+    assert limits.cuts.by_limit == {"tls_handshake_seconds": 1}
 
 
 @pytest.mark.usefixtures("loop")

@@ -26,6 +26,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from inspect import CORO_CREATED, getcoroutinestate
 from typing import Any, Protocol
 
 from mvccstore.server.transport.counts import Cuts, MethodCounts
@@ -136,6 +137,7 @@ class Call(ABC):
     __slots__ = (
         "_task",
         "_waiter",
+        "_work",
         "began_at",
         "is_done",
         "metadata",
@@ -158,6 +160,7 @@ class Call(ABC):
         self.on_writable: Callable[[], None] | None = None
         """Called when the call is writable again, each time it was not; to be set by who wants to know."""
         self._task: asyncio.Task[None] | None = None
+        self._work: Coroutine[Any, Any, bytes | None] | None = None
         self._waiter: asyncio.Future[None] | None = None
 
     # What a transport provides
@@ -229,12 +232,14 @@ class Call(ABC):
 
     def run(self, work: Coroutine[Any, Any, bytes | None]) -> None:
         """Serve the call by a task, which is cancelled if the call is. It returns as a unary handler does, or raises."""
-        self._task = asyncio.get_running_loop().create_task(self._serve(work))
+        self._task, self._work = asyncio.get_running_loop().create_task(self._serve(work)), work
         self.on_cancel = self._cancel_task
 
     def _cancel_task(self) -> None:
         if self._task is not None:
             self._task.cancel()
+            if self._work is not None and getcoroutinestate(self._work) == CORO_CREATED:
+                self._work.close()  # the task never begins: nothing is to be said of work that nobody waits for
 
     async def _serve(self, work: Coroutine[Any, Any, bytes | None]) -> None:
         try:
@@ -249,7 +254,7 @@ class Call(ABC):
             if answer is not None:
                 self.reply(answer)
         finally:
-            self._task = None
+            self._task = self._work = None
 
     def _count_start(self) -> None:
         counts = self.method.counts

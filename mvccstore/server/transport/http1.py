@@ -192,6 +192,7 @@ class Http1Connection(asyncio.Protocol):
         self._is_reading_body = False
         self._has_request = False
         """Whether a request is complete, and its answer is not."""
+        self._is_head = False
         self._surplus = 0
         self._is_advancing = False
         self._is_planned = False
@@ -381,6 +382,7 @@ class Http1Connection(asyncio.Protocol):
         self._is_reading_body = True
         self._since = self._loop.time()
         self._surplus = 0
+        self._is_head = event.method == b"HEAD"
         request = request_of(event, self._limits, self._peer, is_secure=self._is_secure)
         exchange = self._exchange = Exchange(self, request)
         exchange.switch = self._switch
@@ -408,7 +410,7 @@ class Http1Connection(asyncio.Protocol):
             self._close()
             return False
         self._h11.start_next_cycle()
-        self._has_request = False
+        self._has_request = self._is_head = False
         self._since = self._loop.time()
         held = bytes(self._held)
         self._held.clear()
@@ -535,7 +537,7 @@ class Http1Connection(asyncio.Protocol):
         body = b"%d %s: %s\n" % (refused.status, reason, refused.message.encode("ascii", "replace"))
         fields = [*TEXT, (b"Content-Length", b"%d" % len(body)), self._dates.field(), _CLOSE]
         response = h11.Response(status_code=refused.status, headers=fields, reason=reason)
-        for part in (response, h11.Data(data=body), h11.EndOfMessage()):
+        for part in (response, h11.Data(data=b"" if self._is_head else body), h11.EndOfMessage()):
             self._out.append(self._h11.send(part) or b"")
         self.flush()
         self._linger()
