@@ -45,7 +45,7 @@ def run(data: bytes) -> None:
 
 
 def _check_same(kept: Head, fresh: Head) -> None:
-    for name in ("http_status", "is_gzip", "is_plain_unary", "method", "timeout", "held_bytes"):
+    for name in ("http_status", "is_gzip", "is_plain_unary", "method", "timeout", "held_bytes", "content_length"):
         assert getattr(kept, name) == getattr(fresh, name), name
     assert kept.metadata.pairs == fresh.metadata.pairs
     assert str(kept.refusal) == str(fresh.refusal)

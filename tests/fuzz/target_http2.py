@@ -53,6 +53,7 @@ FIELDS = (
     (b"shut", b"1"),
     (b"te", b"x"),
     (b"connection", b"close"),
+    (b"content-length", b"6"),
     (b"long", b"l" * 120),
 )
 

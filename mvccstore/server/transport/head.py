@@ -26,6 +26,7 @@ _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 _BAD_VALUE = re.compile(rb"[\0\r\n]|^[ \t]|[ \t]$")
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _TIMEOUT_BYTES_MAX = 9
+_LENGTH = re.compile(rb"[0-9]{1,19}")
 _SECONDS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _BAD_REQUEST = 400
 _RESERVED = frozenset({b"te", b"content-type", b"grpc-encoding", b"grpc-accept-encoding", b"grpc-timeout"})
@@ -34,7 +35,17 @@ _RESERVED = frozenset({b"te", b"content-type", b"grpc-encoding", b"grpc-accept-e
 class Head:
     """A request's head. Shared by the calls that sent the same block, so it never changes."""
 
-    __slots__ = ("held_bytes", "http_status", "is_gzip", "is_plain_unary", "metadata", "method", "refusal", "timeout")
+    __slots__ = (
+        "content_length",
+        "held_bytes",
+        "http_status",
+        "is_gzip",
+        "is_plain_unary",
+        "metadata",
+        "method",
+        "refusal",
+        "timeout",
+    )
 
     def __init__(self) -> None:
         self.method: Method | None = None
@@ -48,7 +59,9 @@ class Head:
         self.http_status = 200
         """What a refusal answers with as `:status`."""
         self.is_plain_unary = False
-        """It is a unary call without a deadline, and not refused."""
+        """It is a unary call without a deadline or a length, and not refused."""
+        self.content_length: int | None = None
+        """How many bytes of DATA the request says that it has; clients of gRPC say nothing."""
         self.held_bytes = 0
         """What it costs a call to hold it, if that is much."""
 
@@ -124,6 +137,8 @@ class HeadDecoder:
             head.held_bytes = size
         values = dict(rest)
         head.metadata = Metadata(tuple(pair for pair in rest if pair[0] not in _RESERVED))
+        if b"content-length" in values:
+            head.content_length = _content_length(rest)
         encoding = values.get(b"grpc-encoding") or b"identity"
         head.is_gzip = encoding == b"gzip"
         try:
@@ -146,7 +161,8 @@ class HeadDecoder:
         except RpcError as error:
             head.refusal = error
         else:
-            head.is_plain_unary = head.method.handler is not None and head.timeout is None
+            is_plain = head.timeout is None and head.content_length is None
+            head.is_plain_unary = is_plain and head.method.handler is not None
         return head
 
 
@@ -183,6 +199,13 @@ def _check_field(name: bytes, value: bytes) -> None:
         raise StreamError(ErrorCode.PROTOCOL_ERROR, f"header {name!r} is not allowed")
     if name == b"te" and value != b"trailers":
         raise StreamError(ErrorCode.PROTOCOL_ERROR, "te is not trailers")
+
+
+def _content_length(fields: list[tuple[bytes, bytes]]) -> int:
+    lengths = {value for name, value in fields if name == b"content-length"}
+    if len(lengths) > 1 or not _LENGTH.fullmatch(length := lengths.pop()):
+        raise StreamError(ErrorCode.PROTOCOL_ERROR, "content-length is no length")
+    return int(length)
 
 
 def _is_grpc(kind: bytes) -> bool:

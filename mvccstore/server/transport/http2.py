@@ -67,7 +67,7 @@ from mvccstore.server.transport.keepalive import PING_IS_DUE, Keepalive
 from mvccstore.server.transport.limits import TransportLimits
 from mvccstore.server.transport.memory import Memory
 from mvccstore.server.transport.settings import ClientSettings, server_settings
-from mvccstore.server.transport.stream import MESSAGE_HEAD_BYTES, Stream
+from mvccstore.server.transport.stream import MESSAGE_HEAD_BYTES, MeasuredStream, Stream
 
 _log = logging.getLogger("mvccstore.server")
 
@@ -333,7 +333,8 @@ class Http2Connection(asyncio.Protocol):
             return
         if head.held_bytes:
             self.hold_bytes(head.held_bytes)
-        stream = Stream(self._router, self, head, number, self.peer, self._settings.initial_window)
+        make = Stream if head.content_length is None else MeasuredStream
+        stream = make(self._router, self, head, number, self.peer, self._settings.initial_window)
         self._streams[number] = stream
         stream.is_half_closed = is_end
         stream.begin_call()
