@@ -264,6 +264,7 @@ def frame_seconds(limits: TransportLimits) -> str:
         _looked_after(session, limits.frame_seconds - 10)
         session.send(whole[9:])
         _looked_after(session, 20)
+        assert not session.transport.is_aborted
     session.send(whole[:9])
     _looked_after(session, 1)
     for byte in whole[9:-1]:
@@ -419,6 +420,47 @@ def json_depth_max(limits: TransportLimits) -> str:
     body = b'{"success":[{"requestTxn":' * depth + b"{}" + b"}]}" * depth
     wire.connection.data_received(POST % (b"kv/txn", len(body), body))
     return told(wire)
+
+
+@pytest.mark.parametrize("end", ["lost", "too late", "answered", "broken"])
+def test_what_the_body_of_a_request_holds_is_given_back(end: str) -> None:
+    limits = TransportLimits()
+
+    async def play() -> None:
+        wire = connected(limits)
+        body = b"TRANSFER-Encoding: chunked\r\n\r\n3\r\n{ }\r\n"
+        wire.connection.data_received(b"POST /v3/kv/range HTTP/1.1\r\nHost: x\r\n" + body)
+        assert limits.totals.received == 3
+        match end:
+            case "lost":
+                wire.close()
+            case "too late":
+                _pass_time(wire, limits.http_body_seconds + 1)
+            case "answered":
+                wire.connection.data_received(b"0\r\n\r\n")
+            case _:
+                wire.connection.data_received(b"zz\r\n")
+        assert limits.totals.received == 0
+
+    asyncio.run(play())
+
+
+def test_bodies_of_http1_are_bounded_for_all_connections() -> None:
+    limits = TransportLimits(message_bytes_max=1_000, all_received_bytes_max=3_000)
+
+    async def play() -> None:
+        wires = [connected(limits) for _ in range(3)]
+        for wire in wires:
+            wire.connection.data_received(POST % (b"kv/range", 1_900, b" " * 1_000))
+        for wire in wires[:2]:
+            wire.connection.data_received(b" " * 900)  # one request always fits
+            assert told(wire) == "open"
+        wire = connected(limits)
+        wire.connection.data_received(POST % (b"watch", 30_000, b" " * 2_500))  # a stream's is the service's
+        assert told(wire) == "open"
+
+    asyncio.run(play())
+    assert limits.cuts.by_limit == {}
 
 
 def _frame(head: int, payload: bytes) -> bytes:
