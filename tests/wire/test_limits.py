@@ -289,14 +289,14 @@ def test_a_header_block_that_drips_is_given_up() -> None:
 
 
 def test_large_heads_of_open_calls_are_counted() -> None:
-    limits = TransportLimits(received_bytes_max=100_000)
+    limits = TransportLimits(received_bytes_max=120_000)
     session = Session(limits)
     long = [(b"x%d" % number, b"y" * 120) for number in range(250)]
     for stream in (1, 3):
         session.send(_opened(stream, long))
-    assert 60_000 < limits.totals.received < 70_000
+    assert 76_000 < limits.totals.received < 80_000
     session.send(reset(1))
-    assert 30_000 < limits.totals.received < 35_000
+    assert 38_000 < limits.totals.received < 40_000
     session.send(_opened(5, long), _opened(7, long))
     assert session.goaway is None
     session.send(_opened(9, long))
@@ -304,6 +304,36 @@ def test_large_heads_of_open_calls_are_counted() -> None:
     session.step()
     session.check_clean()
     assert limits.totals.received == 0
+
+
+def test_what_no_window_holds_back_counts_among_what_all_do_not_read() -> None:
+    limits = TransportLimits(message_bytes_max=1_000, all_queued_bytes_max=30_000, ping_strikes_max=10_000)
+    sessions = [Session(limits) for _ in range(2)]
+    for session in sessions:
+        session.transport.is_read, session.transport.unread = False, 300_000
+        session.connection.pause_writing()
+    sessions[0].send(ping() * 700)
+    assert limits.totals.queued == 700 * 17
+    sessions[1].send(ping() * 400)
+    assert not sessions[1].transport.is_aborted
+    sessions[1].send(ping() * 400)
+    assert sessions[1].transport.is_aborted
+    assert limits.cuts.by_limit == {"all_queued_bytes_max": 1}
+    sessions[0].transport.read_again()
+    assert limits.totals.queued == 0
+    sessions[0].hang_up()
+    for session in sessions:
+        session.check_clean()
+
+
+def test_heads_that_are_large_when_decoded_are_not_kept() -> None:
+    session = Session()
+    block = literal_block(request_fields(b"/t.T/Hold"))
+    added = b"\x40\x01a\x7f" + (900 - 127 & 127 | 128).to_bytes() + (900 - 127 >> 7).to_bytes() + b"x" * 900
+    session.send(pack(HEADERS, END_HEADERS, 1, block + added))
+    for stream, number in ((3, 1), (5, 7), (7, 20)):
+        session.send(pack(HEADERS, END_HEADERS, stream, block + b"\xbe" * number))
+    assert sorted(len(kept) - len(block) for kept in session.connection._heads._kept) == [1, 7]
 
 
 def _opened(stream: int, fields: list[tuple[bytes, bytes]]) -> bytes:
@@ -497,6 +527,31 @@ def websocket_message_seconds(limits: TransportLimits) -> str:
     wire.connection.data_received(_frame(1, b"{"))
     _pass_time(wire, limits.websocket_message_seconds + 1)
     return _closed(wire)
+
+
+@pytest.mark.parametrize(
+    ("data", "limit", "code"),
+    [
+        (_frame(0x89, b"") * 11, "control_frames_max", 1008),
+        (_frame(0x8A, b"") * 11, "control_frames_max", 1008),
+        (_frame(1, b"{") + _frame(0, b" " * 1_100) * 2, "http_body_bytes_max", 1009),
+        (b"\x81\xff" + (2**62).to_bytes(8) + bytes(4) + bytes(2_100), "http_body_bytes_max", 1009),
+    ],
+    ids=["pings", "pongs", "fragments", "one frame"],
+)
+def test_floods_of_a_websocket(data: bytes, limit: str, code: int) -> None:
+    limits = TransportLimits(message_bytes_max=1_000, control_frames_max=10)
+
+    async def play() -> None:
+        wire = _upgraded(limits)
+        for start in range(0, len(data), 100):
+            wire.connection.data_received(data[start : start + 100])
+        assert _closed(wire) == f"close {code}"
+        assert wire.has_written_eof
+
+    asyncio.run(play())
+    assert limits.cuts.by_limit == {limit: 1}
+    assert limits.cuts.by_told == {("websocket", str(code)): 1}
 
 
 ON_A_LOOP = {name for name in CASES if name.startswith(("http_", "json_", "websocket_"))}

@@ -128,7 +128,6 @@ class Http2Connection(asyncio.Protocol):
         # A header block under way: its stream, flags of HEADERS, and what has come of it.
         self._block: tuple[int, int, bytearray] | None = None
         self._memory = Memory(limits)
-        self._unread = 0
         self._keepalive = Keepalive(limits, loop.time())
 
     # The transport's calls
@@ -165,7 +164,7 @@ class Http2Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """The client reads again."""
         self.is_writable = True
-        self._unread = 0
+        self._memory.read()
         self._pump()
         self.flush()
 
@@ -178,6 +177,7 @@ class Http2Connection(asyncio.Protocol):
         self._draining.cancel()
         self._cancel_all()
         self.out.clear()
+        self._memory.read()
         self._on_lost(self)
 
     def _cancel_all(self) -> None:
@@ -513,12 +513,11 @@ class Http2Connection(asyncio.Protocol):
         transport = self._transport
         if self.out and transport is not None and not transport.is_closing():
             data = b"".join(self.out)
-            if not self.is_writable:
-                self._unread += len(data)
-            if self._unread > self.limits.unread_bytes_max:
-                self._give_up("unread_bytes_max")
-            else:
+            passed = None if self.is_writable else self._memory.leave(len(data))
+            if passed is None:
                 transport.write(data)
+            else:
+                self._give_up(passed)
         self.out.clear()
 
     def _give_up(self, limit: str) -> None:

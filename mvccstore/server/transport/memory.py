@@ -20,13 +20,15 @@ from mvccstore.server.transport.limits import TransportLimits
 class Memory:
     """What one connection holds. Used on the loop's thread."""
 
-    __slots__ = ("_limits", "_totals", "queued", "received")
+    __slots__ = ("_limits", "_totals", "_unread", "queued", "received")
 
     def __init__(self, limits: TransportLimits) -> None:
         self._limits = limits
         self._totals: Totals = limits.totals
         self.queued = 0
         """Bytes of answers that wait for the client."""
+        self._unread = 0
+        """Those of them that no window holds back."""
         self.received = 0
         """Bytes of requests that are not complete, and of large heads of calls under way."""
 
@@ -57,3 +59,14 @@ class Memory:
     def requeue(self, size: int) -> str | None:
         """As `queue`, told the whole of what waits."""
         return self.queue(size - self.queued)
+
+    def leave(self, count: int) -> str | None:
+        """Hold more of what a client does not read though no window holds it back; return the limit that is passed."""
+        self._unread += count
+        passed = self.queue(count)
+        return "unread_bytes_max" if self._unread > self._limits.unread_bytes_max else passed
+
+    def read(self) -> None:
+        """Note that the client reads, or has gone: what was left is left no more."""
+        self.queue(-self._unread)
+        self._unread = 0
