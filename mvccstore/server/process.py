@@ -9,10 +9,11 @@ import asyncio
 import json
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -219,6 +220,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) 
     except FlagError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_USAGE
+    _raise_file_limit()
     with ExitStack() as stack:
         try:
             set_up_log(chosen.log_level, chosen.log_format, chosen.log_outputs, stack)
@@ -235,6 +237,13 @@ def main(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) 
             log.critical("%s", error)
             return EXIT_FAILED
     return 0
+
+
+def _raise_file_limit() -> None:
+    """Have as many files, and so connections, as the process may: Go's runtime does so for etcd."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # it stays as it is
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _open(chosen: Plan) -> Store:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +64,22 @@ def put(url: str, key: bytes, value: bytes) -> int:
 def get(url: str, key: bytes) -> bytes | None:
     kvs = call(url, "/v3/kv/range", key=b64encode(key).decode()).get("kvs")
     return b64decode(kvs[0].get("value", "")) if kvs else None
+
+
+def test_it_has_as_many_files_as_it_may_and_fewer_connections() -> None:
+    soft, hard = 200, min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 700)
+    shell = f'ulimit -Sn {soft} && ulimit -Hn {hard} && exec "$0" -m mvccstore.server.etcd_shim "$@"'
+    with running("--memory", program=("/bin/sh", "-c", shell, sys.executable)) as process, ExitStack() as clients:
+        host, port = process.url.removeprefix("http://").split(":")
+        before = http.client.HTTPConnection(host, int(port), timeout=20)
+        before.request("GET", "/metrics")
+        assert f"os_fd_limit {hard}.0\n" in before.getresponse().read().decode()
+        for _ in range(hard):
+            clients.enter_context(socket.create_connection((host, int(port)), 20))
+        before.request("GET", "/metrics")  # who is connected is served, whatever comes
+        page = before.getresponse().read().decode()
+        before.close()
+    assert 'mvccstore_server_refused_total{limit="connections_max"}' in page
 
 
 def test_sigterm_ends_it_cleanly_and_what_was_written_is_there(tmp_path: Path) -> None:
