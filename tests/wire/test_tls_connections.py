@@ -329,7 +329,8 @@ def test_what_is_no_tls_loses_its_connection_alone(
 
 
 def test_a_broken_record_ends_its_connection_alone(secured: Secured, authority: Authority) -> None:
-    with secured() as server, handshake(server.port, client_context(authority)) as other:
+    limits = TransportLimits()
+    with secured(limits=limits) as server, handshake(server.port, client_context(authority)) as other:
         broken = handshake(server.port, client_context(authority))
         with socket.socket(fileno=broken.detach()) as below:
             below.settimeout(SECONDS)
@@ -337,6 +338,7 @@ def test_a_broken_record_ends_its_connection_alone(secured: Secured, authority: 
             assert is_ended(below)
         other.sendall(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")
         assert other.recv(1_000) != b""
+    assert limits.cuts.by_told == {("tls", "broken"): 1}
 
 
 def test_tls_on_a_plain_port_is_told_so() -> None:

@@ -168,6 +168,7 @@ class SecureTransport(asyncio.Transport, asyncio.Protocol):
             except ssl.SSLWantReadError:
                 break
             except ssl.SSLError:  # it is no TLS any more (I3)
+                self._limits.cuts.note_told("tls", "broken")
                 self._flush()
                 self.abort()
                 return
