@@ -15,7 +15,8 @@ def main() -> None:
     target = TARGETS[name]
     for seed in target.seeds:
         target.run(seed)
-    atheris.Setup([name, *arguments], target.run)
+    # A merge runs itself by a shell, again when an input ends it.
+    atheris.Setup([f"{sys.executable} -m tests.fuzz.one {name}", *arguments], target.run)
     atheris.Fuzz()
 
 

@@ -32,6 +32,7 @@ SECONDS = 1_800
 INPUT_BYTES_MAX = 4_096
 INPUT_SECONDS_MAX = 20
 MEMORY_MIB_MAX = 2_048
+MERGE_SECONDS_MAX = 600
 KEPT_BYTES_MAX = 6_000
 LEAK_KIB = 64 * 1_024
 """libFuzzer's own corpus grows too, but not so much."""
@@ -89,7 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{name:<10} {seconds:>8,} {outcome.executions:>12,} {sizes}{said}", flush=True)
         if outcome.crash is not None:
             print(outcome.output[outcome.output.find("=== Uncaught") :][:3_000])
-            keep(name, [*kept(name), (_CRASH, outcome.crash)])
+            if outcome.crash:
+                keep(name, [*kept(name), (_CRASH, outcome.crash)])
         elif options.keep:
             keep_smallest(name)
     return int(has_failed)
@@ -142,7 +144,12 @@ def keep_smallest(name: str) -> None:
     shutil.rmtree(merged, ignore_errors=True)
     merged.mkdir()
     with (folder / "log").open("ab") as log:
-        _start(name, log.fileno(), "-merge=1", str(merged), str(folder / "inputs")).wait(600)
+        process = _start(name, log.fileno(), "-merge=1", str(merged), str(folder / "inputs"))
+        try:
+            process.wait(MERGE_SECONDS_MAX)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return
     rows = [(why, data) for why, data in kept(name) if why != "reaches"]
     size = 0
     for data in sorted((path.read_bytes() for path in merged.iterdir()), key=lambda data: (len(data), data)):
