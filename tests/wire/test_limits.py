@@ -488,9 +488,13 @@ def test_bodies_of_http1_are_bounded_for_all_connections() -> None:
         wire = connected(limits)
         wire.connection.data_received(POST % (b"watch", 30_000, b" " * 2_500))  # a stream's is the service's
         assert told(wire) == "open"
+        assert limits.cuts.by_limit == {}
+        wires[2].connection.data_received(b" " * 1_100)  # no request is so large
+        assert told(wires[2]) == "HTTP 503"
+        assert limits.totals.received == 2 * 1_900
 
     asyncio.run(play())
-    assert limits.cuts.by_limit == {}
+    assert limits.cuts.by_limit == {"all_received_bytes_max": 1}
 
 
 def _frame(head: int, payload: bytes) -> bytes:
