@@ -223,6 +223,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) 
     except FlagError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_USAGE
+    _raise_file_limit()
     with ExitStack() as stack:
         try:
             set_up_log(chosen.log_level, chosen.log_format, chosen.log_outputs, stack)

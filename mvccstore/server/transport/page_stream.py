@@ -63,7 +63,6 @@ class PageStream:
     __slots__ = (
         "_exchange",
         "_handler",
-        "_head",
         "_held",
         "_is_ending",
         "_is_lingering",
@@ -77,6 +76,7 @@ class PageStream:
         "_was_unwritable",
         "_wire",
         "bucket",
+        "head",
         "is_half_closed",
         "number",
         "send_window",
@@ -86,7 +86,7 @@ class PageStream:
         self._handler = pages.handler
         self._make_date: Callable[[], tuple[bytes, bytes]] = pages.dates.field
         self._wire = wire
-        self._head = head
+        self.head = head
         self._peer = peer
         self.number = number
         """The stream's id."""
@@ -108,7 +108,7 @@ class PageStream:
 
     def begin_call(self) -> None:
         """Have the request served."""
-        head, refusal, path, query = self._head, self._head.refusal, "", ""
+        head, refusal, path, query = self.head, self.head.refusal, "", ""
         if refusal is None:
             try:
                 path, query = split_target(head.target.decode("latin-1"))
@@ -138,7 +138,7 @@ class PageStream:
         if is_end:
             self.is_half_closed = True
         self._received += len(payload)
-        length = self._head.length
+        length = self.head.length
         if length is not None and (self._received > length or (is_end and self._received < length)):
             raise StreamError(ErrorCode.PROTOCOL_ERROR, "the body has another length than was said")
         exchange, receiver = self._exchange, self._receiver
