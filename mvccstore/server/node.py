@@ -178,8 +178,8 @@ class Node:
         """Raise if too much waits to be written for a call to add to it."""
         if self.writer.under_way > REFUSED_ABOVE or self._bytes_under_way > UNDER_WAY_BYTES_MAX:
             self.tally.proposals_failed += 1
-            is_many = self.writer.under_way > UNDER_WAY_MAX
-            raise Refusal.TOO_MANY_REQUESTS.error("under_way_max" if is_many else "under_way_bytes_max")
+            is_many = self.writer.under_way > REFUSED_ABOVE
+            raise Refusal.TOO_MANY_REQUESTS.error(limit="refused_above" if is_many else "under_way_bytes_max")
 
     def share(self) -> int:
         """Return how much work one connection may have under way: half of what there is room for beside all that is.

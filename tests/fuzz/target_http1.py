@@ -11,6 +11,7 @@ from mvccstore.server.gateway.gateway import Gateway
 from mvccstore.server.gateway.paths import PATHS
 from mvccstore.server.messages import METHODS
 from mvccstore.server.transport.call import Call, Method, Peer, Router
+from mvccstore.server.transport.dates import Dates
 from mvccstore.server.transport.http1 import Http1Connection, http_factory
 from mvccstore.server.transport.limits import TransportLimits
 from mvccstore.server.transport.status import Code, RpcError
@@ -93,7 +94,7 @@ class _Played:
         self.limits = limits
         self.lost = 0
         self.wire = Wire()
-        make = http_factory(Gateway(_ROUTER, limits).serve, limits, lambda: 999)
+        make = http_factory(Gateway(_ROUTER, limits).serve, limits, Dates(lambda: 999))
         protocol = make(Peer("test"), lambda _: setattr(self, "lost", self.lost + 1))
         assert isinstance(protocol, Http1Connection)
         self.first = protocol

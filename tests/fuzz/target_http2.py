@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from mvccstore.server.transport.dates import Dates
+from mvccstore.server.transport.exchange import TEXT, Exchange
 from mvccstore.server.transport.frames import PREFACE, WINDOW_BYTES
 from mvccstore.server.transport.limits import TransportLimits
+from mvccstore.server.transport.page_stream import Pages
 from tests.fuzz.choices import Choices
 from tests.fuzz.faults import no_faults
 from tests.wire.http2_kit import (
@@ -42,6 +45,8 @@ LIMITS = {
     "resets_max": 12,
     "control_frames_max": 60,
     "gzip_members_max": 3,
+    "waiting_bytes_max": 10_000,
+    "slice_frames": 16,
 }
 PATHS = (b"Echo", b"Later", b"Fail", b"Big", b"Parts", b"Stream", b"Chat", b"Hold", b"Deny", b"None")
 BODIES = (b"", b"x", b"finish", b"fail", b"raise", b"\xff", b"30000", b"9000,100", b"1,2,70000", b"y" * 5_000)
@@ -58,13 +63,35 @@ FIELDS = (
 )
 
 
+class _Body:
+    """Answers with what came, or in the middle of it."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange, self._body = exchange, b""
+
+    @property
+    def pending_bytes(self) -> int:
+        return len(self._body)
+
+    def data(self, data: bytes, /) -> None:
+        self._body += data
+        if len(self._body) > 4_096:
+            self._exchange.respond(413, TEXT, b"large")
+
+    def end(self) -> None:
+        self._exchange.respond(200, TEXT, self._body * 30)
+
+
+_PAGES = Pages(_Body, Dates(lambda: 999))
+
+
 def run(data: bytes) -> None:
-    """Play an input: of the first byte's bits, whether it is plain bytes, and whether a preface comes first."""
+    """Play an input: of the first byte's bits, whether it is plain bytes, without a preface, and with pages beside calls."""
     choices = Choices(data)
     mode = choices.byte()
     limits = TransportLimits(**LIMITS)  # type: ignore[arg-type]
     with no_faults():
-        session = Session(limits, greeting=b"" if mode & 2 else None)
+        session = Session(limits, greeting=b"" if mode & 2 else None, pages=_PAGES if mode & 4 else None)
         session.has_windows = False
         if mode & 1:
             _send(session, choices.rest(), choices.byte())
@@ -86,8 +113,13 @@ def run(data: bytes) -> None:
 
 def _send(session: Session, data: bytes, size: int) -> None:
     for start in range(0, len(data), size or len(data) or 1):
-        session.send(data[start : start + (size or len(data))])
-        _check_bounds(session)
+        _pass(session, data[start : start + (size or len(data))])
+
+
+def _pass(session: Session, data: bytes) -> None:
+    """Send bytes, as far as they are read."""
+    session.send(*([] if session.transport.is_paused else [data]))
+    _check_bounds(session, len(data))
 
 
 def _program(session: Session, choices: Choices) -> None:
@@ -116,9 +148,9 @@ def _program(session: Session, choices: Choices) -> None:
             case _:
                 waiting += _frame(choices, action & 0x0F)
         cut = choices.byte() if action & 0x40 else 0
-        session.send(waiting[:cut], waiting[cut:]) if cut else session.send(waiting)
+        _pass(session, waiting[:cut])
+        _pass(session, waiting[cut:])
         waiting = b""
-        _check_bounds(session)
 
 
 def _frame(choices: Choices, kind: int) -> bytes:
@@ -149,13 +181,13 @@ def _frame(choices: Choices, kind: int) -> bytes:
             return pack(kind, choices.byte(), stream, choices.chunk())
 
 
-def _check_bounds(session: Session) -> None:
+def _check_bounds(session: Session, last_bytes: int) -> None:
     """Hold that what the connection keeps is bounded."""
     connection, limits = session.connection, session.limits
     assert len(connection._streams) <= limits.streams_open_max
     assert 0 <= connection._memory.received <= limits.received_bytes_max
     assert connection._memory.queued <= limits.queued_bytes_max + 100_000  # the part that passed it
-    assert len(connection._rest) <= 16_384 + 9
+    assert len(connection._rest) <= (limits.waiting_bytes_max + last_bytes if connection._is_waiting else 16_384 + 9)
     assert connection._block is None or len(connection._block[2]) <= limits.header_bytes_max + 16_384
     assert len(connection._heads._kept) <= 64
     assert connection.out == []
@@ -167,4 +199,5 @@ SEEDS = (
     bytes((0, 11, 1, 1, 11, 3, 1, 10, 7, 7, 14, 7, 0, 12, 6, 0, 1)),
     bytes((0, 17, 11, 15, 7, 11, 25, 7, 18, 16, 9, 13, 2, 19, 1)),
     bytes((0, 15, 1, 0, 40, 0, 0, 9, 6, 0, 20, 21)),
+    bytes((4, 10, 1, 3, 12, 0, 1, 0, 1, 10, 67, 3, 17, 10, 5, 3, 12, 1, 5, 9, 0, 18, 14, 5, 0)),
 )

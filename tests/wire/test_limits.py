@@ -22,18 +22,21 @@ import pytest
 import mvccstore
 from mvccstore import Durability
 from mvccstore.server import ServerOptions, TransportLimits, node, serve
-from mvccstore.server.auth import passwords
+from mvccstore.server.auth import gate, passwords
 from mvccstore.server.auth.gate import AuthOptions
 from mvccstore.server.flags import parse
 from mvccstore.server.gateway.gateway import Gateway
 from mvccstore.server.messages import json, rpc
-from mvccstore.server.node import UNDER_WAY_BYTES_MAX, RequestLimits
+from mvccstore.server.node import REFUSED_ABOVE, UNDER_WAY_BYTES_MAX, RequestLimits
 from mvccstore.server.process import plan
 from mvccstore.server.services import lease, watch_stream
 from mvccstore.server.transport import port
 from mvccstore.server.transport.call import Peer
+from mvccstore.server.transport.dates import Dates
+from mvccstore.server.transport.exchange import Exchange
 from mvccstore.server.transport.frames import PREFACE, ErrorCode
-from mvccstore.server.transport.http1 import Exchange, http_factory
+from mvccstore.server.transport.http1 import http_factory
+from mvccstore.server.transport.page_stream import Pages
 from mvccstore.server.transport.status import Code
 from mvccstore.server.writer import UNDER_WAY_MAX
 from tests.fuzz import target_http1
@@ -336,6 +339,56 @@ def test_heads_that_are_large_when_decoded_are_not_kept() -> None:
     assert sorted(len(kept) - len(block) for kept in session.connection._heads._kept) == [1, 7]
 
 
+@pytest.mark.parametrize("end", ["reset", "answered", "lost"])
+def test_pages_over_http2_are_counted_as_calls_are(end: str) -> None:
+    limits = TransportLimits(streams_open_max=2, all_queued_bytes_max=500_000, message_bytes_max=10_000)
+    held: list[Exchange] = []
+    session = Session(limits, pages=Pages(held.append, Dates(lambda: 999)))
+    fields = [(b":method", b"POST"), (b":scheme", b"https"), (b":path", b"/a"), *((b"x", b"y" * 120),) * 20]
+    for stream in (1, 3, 5):
+        session.send(pack(HEADERS, END_HEADERS, stream, literal_block(fields)))
+    assert limits.cuts.by_limit == {"streams_open_max": 1}
+    assert seen(session, 5) == "RST_STREAM REFUSED_STREAM"
+    assert 2 * 20 * 121 < limits.totals.received < 7_000
+    held[0].begin(200, ())
+    held[0].write(bytes(100_000))
+    assert limits.totals.queued == 100_000 - 65_535
+    match end:
+        case "reset":
+            session.send(reset(1), reset(3))
+        case "answered":
+            held[1].respond(200, (), b"")
+            session.grant(0, 100_000)
+            session.grant(1, 100_000)
+            held[0].finish()
+            session.loop.advance(limits.http_linger_seconds + 1)
+            session.step()
+            assert limits.cuts.by_limit == {"streams_open_max": 1, "http_linger_seconds": 2}
+        case _:
+            session.hang_up()
+    assert (limits.totals.queued, limits.totals.received) == (0, 0)
+    if end != "lost":
+        session.hang_up()
+    session.check_clean()
+
+
+def test_a_frame_that_waits_for_its_turn_or_its_client_does_not_drip() -> None:
+    limits = TransportLimits(keepalive_timeout_seconds=1e6)
+    session = Session(limits)
+    session.transport.is_read, session.transport.unread = False, 300_000
+    session.connection.pause_writing()
+    session.send(unary(1, b"/t.T/Echo", b"x") + ping()[:12])
+    for _ in range(3):
+        _looked_after(session, limits.frame_seconds - 1)
+    assert not session.transport.is_aborted
+    session.transport.read_again()
+    session.step()
+    assert session.answers[1].messages == [(0, b"x")]
+    _looked_after(session, 1)
+    _looked_after(session, limits.frame_seconds + 1)
+    assert limits.cuts.by_limit == {"frame_seconds": 1}
+
+
 def _opened(stream: int, fields: list[tuple[bytes, bytes]]) -> bytes:
     """Open a stream by a block of several frames."""
     block = literal_block(request_fields(b"/t.T/Hold", *fields))
@@ -350,7 +403,7 @@ def _opened(stream: int, fields: list[tuple[bytes, bytes]]) -> bytes:
 def connected(limits: TransportLimits, handler: Any = None) -> Wire:
     wire = Wire()
     router = replace(target_http1._ROUTER, cuts=limits.cuts)
-    make = http_factory(handler or Gateway(router, limits).serve, limits, lambda: 999)
+    make = http_factory(handler or Gateway(router, limits).serve, limits, Dates(lambda: 999))
     protocol = make(Peer("test"), lambda _: None)
     wire.connection = protocol
     protocol.connection_made(wire)
@@ -663,7 +716,15 @@ def progress_asked_max(client: Client, patch: pytest.MonkeyPatch) -> str:
 
 @served
 def under_way_max(client: Client, patch: pytest.MonkeyPatch) -> str:
-    patch.setattr(node, "UNDER_WAY_MAX", -1)
+    """Who waits for a change of users that is under way."""
+    patch.setattr(gate, "UNDER_WAY_MAX", 0)
+    patch.setattr(gate.Gate, "is_changing", property(lambda _: True, lambda *_: None), raising=False)
+    return refused(client, PUT, rpc.PutRequest(key=b"k"))
+
+
+@served
+def refused_above(client: Client, patch: pytest.MonkeyPatch) -> str:
+    patch.setattr(node, "REFUSED_ABOVE", -1)
     return refused(client, PUT, rpc.PutRequest(key=b"k"))
 
 
@@ -794,6 +855,7 @@ def test_who_breaks_a_protocol_is_counted(protocol: str, told: str, data: bytes)
 
 CONSTANTS: dict[str, float] = {
     "under_way_max": UNDER_WAY_MAX,
+    "refused_above": REFUSED_ABOVE,
     "under_way_bytes_max": UNDER_WAY_BYTES_MAX,
     "passwords_waiting_max": passwords.WAITING_MAX,
     "keep_alives_waiting_max": lease.WAITING_MAX,
@@ -818,7 +880,7 @@ def test_the_page_has_every_limit_and_its_default() -> None:
     assert set(ROWS) == set(defaults)
     for name, value in defaults.items():
         unit = " s" if name.endswith("seconds") or "_seconds_" in name else ""
-        assert ROWS[name][0] == f"{value:,.0f}{unit}", name
+        assert ROWS[name][0] == f"{value:,.12g}{unit}", name
 
 
 def test_the_page_says_what_is_counted() -> None:

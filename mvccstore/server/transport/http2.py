@@ -564,14 +564,7 @@ class Http2Connection(Outgoing, asyncio.BufferedProtocol):
             self.limits.cuts.note(passed)
             self.abort()
 
-    # What the streams need, beside what is sent; see `Wire`
-
-    def hold_bytes(self, count: int) -> None:
-        """Count bytes of requests that are not complete."""
-        passed = self._memory.receive(count)
-        if passed is not None:
-            self.limits.cuts.note(passed)
-            raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "too many requests that are not complete")
+    # What the streams need, beside what `Outgoing` has; see `Wire`
 
     def begin_work(self, cost: int) -> None:
         """Count work of a call that is under way."""

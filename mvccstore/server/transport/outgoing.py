@@ -1,6 +1,7 @@
 """The sending half of an HTTP/2 connection: what is to be written, and what waits for the client to take it.
 
-What it owns: `out`, which is written in this turn of the loop; the window for what we send; and which of the streams wait.
+What it owns: `out`, which is written in this turn of the loop; the window for what we send; which of the streams wait; and
+the count of what all of them hold (`Memory`), of requests as well.
 
 Invariants:
 
@@ -10,7 +11,7 @@ Invariants:
 * I2. `send_window` never goes below zero, nor that of a stream through what we send.
 * I3. `_pending` has the streams that wait for nothing but the connection: its window, or its client's reading.
 * I4. What waits for a client that does not read is bounded: DATA by `queued_bytes_max`, all else by `unread_bytes_max`,
-  and of all connections by `all_queued_bytes_max` (`Memory`).
+  and of all connections by `all_queued_bytes_max`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,15 @@ from typing import Any
 
 from mvccstore.server.transport.blocks import TABLE_SIZE_0
 from mvccstore.server.transport.call import Peer
-from mvccstore.server.transport.frames import END_HEADERS, FRAME_BYTES_MAX, HEADERS, WINDOW_BYTES, frame
+from mvccstore.server.transport.frames import (
+    END_HEADERS,
+    FRAME_BYTES_MAX,
+    HEADERS,
+    WINDOW_BYTES,
+    ErrorCode,
+    ProtocolError,
+    frame,
+)
 from mvccstore.server.transport.limits import TransportLimits
 from mvccstore.server.transport.memory import Memory
 from mvccstore.server.transport.stream import WireStream
@@ -116,6 +125,13 @@ class Outgoing:
     def unqueue(self, count: int) -> None:
         """Count bytes that wait no more."""
         self._memory.queue(-count)
+
+    def hold_bytes(self, count: int) -> None:
+        """Count bytes of requests that are not complete."""
+        passed = self._memory.receive(count)
+        if passed is not None:
+            self.limits.cuts.note(passed)
+            raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "too many requests that are not complete")
 
     def _consider(self, stream: WireStream) -> None:
         if stream.can_pump:

@@ -113,6 +113,7 @@ class PageStream:
             try:
                 path, query = split_target(head.target.decode("latin-1"))
             except Refused as error:
+                self._note_told(str(error.status))
                 refusal = error.status, f"{error.status} Bad Request: {error.message}"
         request = HttpRequest(head.method.decode("latin-1"), path, query, Metadata(head.fields), self._peer, True)
         exchange = self._exchange = Exchange(self, request)
@@ -193,10 +194,12 @@ class PageStream:
 
     def expire(self) -> None:
         """The body takes too long, or what nobody wants of it."""
+        cuts = self._wire.limits.cuts
         if self._is_lingering:
+            cuts.note("http_linger_seconds")
             self._forget()
         else:
-            self._wire.limits.cuts.note("http_body_seconds")
+            cuts.note("http_body_seconds")
             self._refuse(408, b"408 Request Timeout: the request takes too long\n")
 
     def cancel(self) -> None:
@@ -218,15 +221,20 @@ class PageStream:
         if exchange is None or exchange.is_done:
             return
         if exchange.has_begun:
+            self._note_told(ErrorCode.INTERNAL_ERROR.name)
             self.cancel()
             self._wire.out.append(rst_frame(self.number, ErrorCode.INTERNAL_ERROR))
             self.is_half_closed = True
             self._forget()
             return
+        self._note_told(str(status))
         cancel = exchange.on_cancel
         exchange.respond(status, TEXT, text)
         if cancel is not None:
             cancel()
+
+    def _note_told(self, what: str) -> None:
+        self._wire.limits.cuts.note_told("http2", what)
 
     # Sending: for the exchange
 
