@@ -123,8 +123,7 @@ class Http2Connection(Outgoing, asyncio.BufferedProtocol):
         self.last_id = 0
         self._draining = Draining(self, loop)
         self._has_settings = False
-        # A header block under way: its stream, flags of HEADERS, and what has come of it.
-        self._block: tuple[int, int, bytearray] | None = None
+        self._block: tuple[int, int, bytearray] | None = None  # its stream, flags, and what has come of it
         self._keepalive = Keepalive(limits, loop.time())
 
     # The transport's calls
@@ -253,12 +252,13 @@ class Http2Connection(Outgoing, asyncio.BufferedProtocol):
         position, end = 0, len(data)
         frames, bytes_max = self.limits.slice_frames, self.limits.slice_bytes
         work_max = self._router.share()
-        answers_max = self.send_window - self._memory.queued - self.limits.slice_answer_bytes
+        memory = self._memory
+        answers_max = self.send_window - memory.queued - self.limits.slice_answer_bytes
         while end - position >= FRAME_HEAD_BYTES:
             if self.work >= work_max or not self.is_writable:
                 self._wait(data[position:], is_held=True)
                 return
-            if frames == 0 or position >= bytes_max or self.send_window - self._memory.queued < answers_max:
+            if frames == 0 or position >= bytes_max or self.send_window - memory.queued < answers_max:
                 self._wait(data[position:], is_held=False)
                 return
             frames -= 1
