@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 
-import atheris
-
 
 def main() -> None:
     """Fuzz until libFuzzer has enough."""
+    import atheris  # which is no dependency
+
     name, *arguments = sys.argv[1:]
     with atheris.instrument_imports(include=["mvccstore", "hpack", "h11", "wsproto"]):
         from tests.fuzz.targets import TARGETS

@@ -16,6 +16,7 @@ from mvccstore.server.transport.deadlines import Deadlines
 from mvccstore.server.transport.frames import PREFACE
 from mvccstore.server.transport.http2 import Http2Connection
 from mvccstore.server.transport.limits import TransportLimits
+from mvccstore.server.transport.turns import Turns
 from mvccstore.testing import FakeClock
 from tests.fuzz.choices import Choices
 from tests.fuzz.faults import no_faults
@@ -37,6 +38,12 @@ class _Transport:
         self.is_closed = False
 
     def set_write_buffer_limits(self, high: int) -> None:
+        pass
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
         pass
 
     def write(self, data: bytes) -> None:
@@ -66,6 +73,7 @@ class _Host:
         )
         self.server = Server(self.store, options, self.clock)
         self.deadlines = Deadlines(asyncio.get_running_loop())
+        self.turns = Turns(asyncio.get_running_loop(), self.limits)
         self.runs = 0
 
     def connect(self) -> tuple[Http2Connection, _Transport]:
@@ -76,6 +84,7 @@ class _Host:
             Peer("test"),
             asyncio.get_running_loop(),
             self.deadlines,
+            self.turns,
             lambda _: None,
         )
         transport = _Transport()
@@ -111,7 +120,7 @@ async def _run(data: bytes) -> None:
             transport.close()
         connection.connection_lost(None)
         await _idle()
-        assert (host.limits.totals.received, host.limits.totals.queued) == (0, 0)
+        assert (host.limits.totals.received, host.limits.totals.queued, host.turns.waiting_bytes) == (0, 0, 0)
         await _ask(host)
         host.runs += 1
         if host.runs == _RUNS:

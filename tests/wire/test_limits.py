@@ -31,13 +31,13 @@ from mvccstore.server.node import REFUSED_ABOVE, UNDER_WAY_BYTES_MAX, RequestLim
 from mvccstore.server.process import plan
 from mvccstore.server.services import lease, watch_stream
 from mvccstore.server.transport import port
-from mvccstore.server.transport.call import Peer
+from mvccstore.server.transport.call import Call, Peer
 from mvccstore.server.transport.dates import Dates
-from mvccstore.server.transport.exchange import Exchange
+from mvccstore.server.transport.exchange import TEXT, Exchange
 from mvccstore.server.transport.frames import PREFACE, ErrorCode
 from mvccstore.server.transport.http1 import http_factory
 from mvccstore.server.transport.page_stream import Pages
-from mvccstore.server.transport.status import Code
+from mvccstore.server.transport.status import Code, RpcError
 from mvccstore.server.writer import UNDER_WAY_MAX
 from tests.fuzz import target_http1
 from tests.wire.client import Client, Endpoint, RpcFailure
@@ -190,13 +190,27 @@ def all_queued_bytes_max(limits: TransportLimits) -> str:
     return seen(cut)
 
 
-@beyond(unread_bytes_max=10_000, ping_strikes_max=10_000)
+@beyond(unread_bytes_max=10_000)
 def unread_bytes_max(limits: TransportLimits) -> str:
+    """Answers without DATA, of calls that were under way before it ceased to read."""
     session = Session(limits)
+    calls = _unread(session, 5)
+    for call in calls[:4]:
+        call.fail(RpcError(Code.ABORTED, "x" * 2_000))
+    session.step()
+    assert not session.transport.is_aborted
+    calls[4].fail(RpcError(Code.ABORTED, "x" * 2_000))
+    session.step()
+    return seen(session)
+
+
+def _unread(session: Session, number: int) -> list[Call]:
+    """Have a client not read; return calls that were under way before."""
+    for each in range(number):
+        session.send(unary(2 * each + 1, b"/t.T/Later", b"%d" % each))
     session.transport.is_read, session.transport.unread = False, 300_000
     session.connection.pause_writing()
-    session.send(*(ping() * 100 for _ in range(6)))
-    return seen(session)
+    return list(session.services.calls.values())
 
 
 @beyond(gzip_members_max=3)
@@ -310,16 +324,17 @@ def test_large_heads_of_open_calls_are_counted() -> None:
 
 
 def test_what_no_window_holds_back_counts_among_what_all_do_not_read() -> None:
-    limits = TransportLimits(message_bytes_max=1_000, all_queued_bytes_max=30_000, ping_strikes_max=10_000)
+    limits = TransportLimits(message_bytes_max=1_000, all_queued_bytes_max=30_000)
     sessions = [Session(limits) for _ in range(2)]
-    for session in sessions:
-        session.transport.is_read, session.transport.unread = False, 300_000
-        session.connection.pause_writing()
-    sessions[0].send(ping() * 700)
-    assert limits.totals.queued == 700 * 17
-    sessions[1].send(ping() * 400)
-    assert not sessions[1].transport.is_aborted
-    sessions[1].send(ping() * 400)
+    calls = [_unread(session, 6) for session in sessions]
+    for session, under_way in zip(sessions, calls, strict=True):
+        for call in under_way[:5] if session is sessions[0] else under_way[:3]:
+            call.fail(RpcError(Code.ABORTED, "x" * 2_000))
+        session.step()
+        assert not session.transport.is_aborted
+    assert 8 * 2_000 < limits.totals.queued < 8 * 2_100
+    calls[1][3].fail(RpcError(Code.ABORTED, "x" * 6_000))
+    sessions[1].step()
     assert sessions[1].transport.is_aborted
     assert limits.cuts.by_limit == {"all_queued_bytes_max": 1}
     sessions[0].transport.read_again()
@@ -350,14 +365,14 @@ def test_pages_over_http2_are_counted_as_calls_are(end: str) -> None:
     assert limits.cuts.by_limit == {"streams_open_max": 1}
     assert seen(session, 5) == "RST_STREAM REFUSED_STREAM"
     assert 2 * 20 * 121 < limits.totals.received < 7_000
-    held[0].begin(200, ())
+    held[0].begin(200, TEXT)
     held[0].write(bytes(100_000))
     assert limits.totals.queued == 100_000 - 65_535
     match end:
         case "reset":
             session.send(reset(1), reset(3))
         case "answered":
-            held[1].respond(200, (), b"")
+            held[1].respond(200, TEXT, b"")
             session.grant(0, 100_000)
             session.grant(1, 100_000)
             held[0].finish()

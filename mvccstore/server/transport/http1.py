@@ -37,7 +37,7 @@ from mvccstore.server.transport.exchange import (
     HttpHandler,
     Successor,
 )
-from mvccstore.server.transport.http1_head import Refused, reason_of, request_of
+from mvccstore.server.transport.http1_head import HEAD_TOO_LARGE, Refused, reason_of, request_of
 from mvccstore.server.transport.limits import TransportLimits
 from mvccstore.server.transport.memory import Memory
 from mvccstore.server.transport.port import Connection, HttpFactory
@@ -229,7 +229,9 @@ class Http1Connection(asyncio.Protocol):
                     break
         except h11.RemoteProtocolError as error:
             # What follows the colon would show the client's own bytes.
-            self._refuse(Refused(error.error_status_hint, str(error).partition(":")[0]))
+            status = error.error_status_hint
+            limit = "http_head_bytes_max" if status == HEAD_TOO_LARGE else None
+            self._refuse(Refused(status, str(error).partition(":")[0], limit))
         except Refused as refused:
             self._refuse(refused)
         except Exception:  # noqa: BLE001 - ends this connection, and no other
