@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format soak bench coverage examples tables messages clean
+.PHONY: help run test lint format soak fuzz bench coverage examples tables messages clean
 
 help:
 	@echo 'make run       the story: the standard library imported, changed, read back in time, backed up'
@@ -12,6 +12,7 @@ help:
 	@echo 'make lint      ruff and mypy'
 	@echo 'make format    ruff, writing'
 	@echo 'make soak      the long versions of the random tests, a minute under load and one of overload with memory flat, 400 kills, etcdctl check perf'
+	@echo 'make fuzz      seven targets under atheris for half an hour in all (FUZZ_SECONDS), to go on with what the last run left'
 	@echo 'make coverage  branch coverage of mvccstore/'
 	@echo 'make bench     the core benchmark, as a table'
 	@echo 'make examples  those of docs/examples whose language is installed, with clients from their registries'
@@ -47,6 +48,11 @@ soak: .venv/ready
 	$(BIN)/python -m pytest -q -s -m soak tests/soak tests/wire tests/crash
 	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -q tests/stateful tests/property tests/crash tests/wire/test_differential_random.py
 	@cat $(SOAK_SUMMARIES)
+
+# atheris has wheels for few platforms only: where it cannot be had, the run says so and fails.
+fuzz: .venv/ready
+	$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary atheris atheris || true
+	$(BIN)/python -m tests.fuzz.run
 
 coverage: .venv/ready
 	$(BIN)/python -m pytest -q -p no:mvccstore --cov --cov-report=term  # the plugin would import it before it is measured

@@ -37,6 +37,8 @@ REMOVED = b"removed"
 VERSION = "3.6.0"
 _REVISION_BYTES = 17
 _INT64_END = 1 << 63
+_FIELD_NUMBER_END = 1 << 29
+_TAG_BYTES_MAX = 5
 _VARINT, _FIXED_64, _BYTES, _FIXED_32 = 0, 1, 2, 5
 
 
@@ -236,21 +238,28 @@ def _urls(found: object) -> tuple[str, ...]:
 
 
 def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Iterate over the fields of a message: their numbers, each with its bytes or its unsigned number."""
+    """Iterate over the fields of a message: their numbers, each with its bytes or its unsigned number.
+
+    Those of a fixed size are passed over: no message here has one.
+    """
     at = 0
     while at < len(message):
+        began_at = at
         tag, at = _varint(message, at)
-        kind = tag & 7
+        kind, number = tag & 7, tag >> 3
+        if not 0 < number < _FIELD_NUMBER_END or at - began_at > _TAG_BYTES_MAX:
+            _fail(f"a message has a field of number {number}")
         size = {_FIXED_64: 8, _FIXED_32: 4}.get(kind)
         if kind == _VARINT:
             value, at = _varint(message, at)
-            yield tag >> 3, value
+            yield number, value
             continue
         if kind == _BYTES:
             size, at = _varint(message, at)
-        if size is None or not tag >> 3 or size > len(message) - at:
+        if size is None or size > len(message) - at:
             _fail(f"a message has a field of kind {kind} that does not fit")
-        yield tag >> 3, message[at : at + size]
+        if kind == _BYTES:
+            yield number, message[at : at + size]
         at += size
 
 
@@ -261,7 +270,9 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
         number |= (byte & 0x7F) << shift
         shift += 7
         if byte < 0x80:
-            return number & 0xFFFFFFFFFFFFFFFF, at + shift // 7
+            if number >= 2 * _INT64_END:
+                _fail("a number in a message has more than 64 bits")
+            return number, at + shift // 7
     msg = "a number in a message does not end"
     raise ValueError(msg)
 

@@ -71,7 +71,7 @@ class Alarms:
             self._size_bytes, admitted = self._store.stats().file_bytes, cost_bytes
             if self._size_bytes + cost_bytes >= self.quota_bytes:
                 self._raise_nospace()
-                raise Refusal.NO_SPACE.error()
+                raise Refusal.NO_SPACE.error(limit="quota_bytes")
         self._admitted_bytes = admitted
 
     def check_write(self, cost_bytes: int = 0) -> None:
@@ -83,7 +83,7 @@ class Alarms:
         if self.is_corrupt:
             raise Refusal.CORRUPT.error()
         if cost_bytes and self.is_nospace:
-            raise Refusal.NO_SPACE.error()
+            raise Refusal.NO_SPACE.error(limit="quota_bytes")
 
     def change(self, alarm: AlarmRecord, then: Callable[[bool | StoreError], None], *, is_raised: bool) -> None:
         """Raise or disarm an alarm, when it is written; `then` is told whether it was another one before, or why not."""

@@ -81,10 +81,10 @@ class Refusal(Enum):
     OLD_AUTH_REVISION = Code.INVALID_ARGUMENT, "etcdserver: revision of auth store is old"
     INVALID_TOKEN = Code.UNAUTHENTICATED, "etcdserver: invalid auth token"
 
-    def error(self) -> RpcError:
-        """Return it to be raised."""
+    def error(self, limit: str | None = None) -> RpcError:
+        """Return it to be raised; `limit` is the one that was passed, if it is one."""
         code, message = self.value
-        return RpcError(code, message)
+        return RpcError(code, message, limit)
 
 
 _MEANINGS: dict[type[Exception], Refusal] = {
@@ -100,11 +100,14 @@ _MEANINGS: dict[type[Exception], Refusal] = {
 }
 
 
+_LIMITS = {Refusal.TOO_MANY_OPS: "max_txn_ops"}
+
+
 def translate(error: Exception) -> RpcError | None:
     """Return what a store's error is to a client; None if it is no error of the request."""
     refusal = _MEANINGS.get(type(error))
     if refusal is not None:
-        return refusal.error()
+        return refusal.error(_LIMITS.get(refusal))
     if isinstance(error, LimitError):
-        return Refusal.REQUEST_TOO_LARGE.error()
+        return Refusal.REQUEST_TOO_LARGE.error("max_request_bytes")
     return None

@@ -57,6 +57,10 @@ class RequestLimits:
     max_txn_ops: int = 128
     election_timeout_ms: int = 1_000
     progress_notify_seconds: float = 600.0
+    leases_max: int = 1_000_000
+    """The most leases; no flag of etcd's, as for the next one."""
+    watches_max: int = 1_000_000
+    """The most watches of all clients."""
 
     @property
     def lease_ttl_min(self) -> int:
@@ -174,7 +178,8 @@ class Node:
         """Raise if too much waits to be written for a call to add to it."""
         if self.writer.under_way > REFUSED_ABOVE or self._bytes_under_way > UNDER_WAY_BYTES_MAX:
             self.tally.proposals_failed += 1
-            raise Refusal.TOO_MANY_REQUESTS.error()
+            is_many = self.writer.under_way > REFUSED_ABOVE
+            raise Refusal.TOO_MANY_REQUESTS.error(limit="refused_above" if is_many else "under_way_bytes_max")
 
     def share(self) -> int:
         """Return how much work one connection may have under way: half of what there is room for beside all that is.

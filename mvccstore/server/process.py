@@ -223,6 +223,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) 
     except FlagError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_USAGE
+    _raise_file_limit()
     with ExitStack() as stack:
         try:
             set_up_log(chosen.log_level, chosen.log_format, chosen.log_outputs, stack)
@@ -233,7 +234,6 @@ def main(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) 
             store = stack.enter_context(_open(chosen))
             if chosen.auto_tls is not None:
                 chosen.auto_tls.make()
-            _raise_file_limit()
             stack.enter_context(_rare_collections())
             with asyncio.Runner(loop_factory=new_event_loop) as runner:
                 runner.run(_serve(store, chosen))

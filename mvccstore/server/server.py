@@ -115,9 +115,9 @@ class Server:
         self._checks_api_version = persona.checks_client_api_version
         self._checked = Metadata()
         self._requests = [0, 0]
-        self._router = Router(
-            {method.path: method for method in methods}, self._check_metadata, translate, self.node.share
-        )
+        table = {method.path: method for method in methods}
+        cuts = options.transport.cuts
+        self._router = Router(table, self._check_metadata, translate, share=self.node.share, cuts=cuts)
         gateway = Gateway(self._router, options.transport, persona) if options.has_gateway else None
         if options.has_handling_seconds:
             for method in methods:

@@ -329,21 +329,31 @@ def pattern(size: int) -> bytes:
     return (b"".join(number.to_bytes(4) for number in range(size // 4 + 1)))[:size]
 
 
+def _numbers(body: bytes, count: int | None = None) -> list[int]:
+    try:
+        numbers = [int(part) for part in body.split(b",")]
+    except ValueError as error:
+        raise RpcError(Code.INVALID_ARGUMENT, "no numbers") from error
+    if not all(0 <= number < 10_000_000 for number in numbers) or len(numbers) != (count or len(numbers)):
+        raise RpcError(Code.INVALID_ARGUMENT, "other numbers")
+    return numbers
+
+
 def _big(_call: Call, body: bytes) -> bytes:
-    return pattern(int(body))
+    return pattern(*_numbers(body, 1))
 
 
 def _parts(call: Call, body: bytes) -> None:
-    total, part = map(int, body.split(b","))
+    total, part = _numbers(body, 2)
     call.begin(total)
     whole = pattern(total)
-    for start in range(0, total, part):
+    for start in range(0, total, part or 1):
         call.send_part(whole[start : start + part])
     call.finish()
 
 
 def _stream(call: Call, body: bytes) -> None:
-    for size in map(int, body.split(b",")):
+    for size in _numbers(body):
         call.send(pattern(size))
     call.finish()
 
@@ -395,8 +405,10 @@ class Session:
         self.deadlines = Deadlines(cast("Any", self.loop))
         self.turns = Turns(cast("Any", self.loop), self.limits, self.loop.clock) if beside is None else beside.turns
         self.lost = 0
+        router = self.services.router()
+        router.cuts = self.limits.cuts
         self.connection = Http2Connection(
-            self.services.router(),
+            router,
             self.limits,
             Peer("test"),
             cast("Any", self.loop),
@@ -533,6 +545,6 @@ class Session:
         """Hold that nothing is left of a connection that is lost."""
         connection = self.connection
         assert self.lost == 1
-        assert (connection._queued, connection._held) == (0, 0)
+        assert (connection._memory.queued, connection._memory.received) == (0, 0)
         assert (connection._streams, connection._pending, connection.out) == ({}, {}, [])
         assert all(not bucket for bucket in self.deadlines._buckets.values())

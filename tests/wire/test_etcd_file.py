@@ -621,3 +621,27 @@ def test_a_file_of_etcds_cut_anywhere_gives_our_errors_only(tmp_path: Path, etcd
         (tmp_path / "db").write_bytes(damaged)
         with pytest.raises((FormatError, CorruptError)), read_etcd_file(tmp_path / "db") as file:
             read_all(file)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"\x00\x01",  # field 0
+        b"\x80\x80\x80\x80\x10\x00",  # field 2^29
+        b"\x8a\x80\x80\x80\x80\x00\x01k",  # field 1, in six bytes
+        b"\x10" + b"\xff" * 9 + b"\x7f",  # a number of 70 bits
+        b"\x10" + b"\x80" * 10 + b"\x01",  # one that does not end where it must
+        b"\x0e",  # of no kind
+        b"\x0d123",  # of four bytes that are three
+    ],
+)
+def test_a_record_that_is_no_message_is_damaged(message: bytes) -> None:
+    with pytest.raises(ValueError, match="message"):
+        buckets.decode_key_value(message)
+
+
+def test_what_a_record_has_of_other_kinds_is_passed_over() -> None:
+    """Four bytes where a key should be are no key, as protobuf has it."""
+    found = buckets.decode_key_value(b"\x0d1234" + b"\x2a\x01v" + b"\x79" + bytes(8) + b"\x0a\x01k")
+    assert (found.key, found.value) == (b"k", b"v")
+    assert buckets.decode_key_value(b"\x0d1234").key == b""

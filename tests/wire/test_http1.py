@@ -6,7 +6,6 @@ import asyncio
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,73 +16,12 @@ from mvccstore.server.transport.dates import Dates
 from mvccstore.server.transport.exchange import BodyReceiver, Exchange, HttpHandler
 from mvccstore.server.transport.http1 import Http1Connection, http_factory
 from mvccstore.server.transport.limits import TransportLimits
+from tests.wire.http1_kit import Wire
 
 LIMITS = TransportLimits()
 GET = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\n"
 DATE = b"Date: Thu, 01 Jan 1970 00:00:00 GMT\r\n"
-
-
-class Wire(asyncio.Transport):
-    """A transport that keeps what is written, and holds it back when told to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.connection: Http1Connection
-        self.written = b""
-        self.waiting = 0
-        self.is_stuck = self.is_closed = self.is_aborted = self.has_written_eof = False
-        self.is_reading = True
-
-    def write(self, data: Any) -> None:
-        assert not self.is_closed
-        self.written += bytes(data)
-        if self.is_stuck:
-            before, self.waiting = self.waiting, self.waiting + len(data)
-            if before <= WRITABLE_BYTES < self.waiting:
-                self.connection.pause_writing()
-
-    def unstick(self) -> None:
-        """The client reads everything."""
-        self.is_stuck = False
-        was, self.waiting = self.waiting, 0
-        if was > WRITABLE_BYTES:
-            self.connection.resume_writing()
-
-    def get_write_buffer_size(self) -> int:
-        return self.waiting
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        assert high == WRITABLE_BYTES
-        assert low is None
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        del name
-        return default
-
-    def is_closing(self) -> bool:
-        return self.is_closed
-
-    def close(self) -> None:
-        if not self.is_closed:
-            self.is_closed = True
-            self.connection.connection_lost(None)
-
-    def abort(self) -> None:
-        self.is_aborted = True
-        self.close()
-
-    def can_write_eof(self) -> bool:
-        return True
-
-    def write_eof(self) -> None:
-        self.has_written_eof = True
-
-    def pause_reading(self) -> None:
-        self.is_reading = False
-
-    def resume_reading(self) -> None:
-        self.is_reading = True
 
 
 class Echo:
@@ -266,6 +204,26 @@ def test_what_is_no_request_is_refused_and_ends_the_connection(name: str) -> Non
         assert not wire.is_closed
         wire.connection.look_after(asyncio.get_running_loop().time() + LIMITS.http_linger_seconds + 1)
         assert wire.is_closed
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"HEAD /%zz HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"HEAD / HTTP/1.1\r\nHost: x\r\nExpect: pigs\r\n\r\n",
+        b"HEAD / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+def test_a_refusal_of_head_has_no_body(data: bytes) -> None:
+    def test() -> None:
+        wire = connect(Echo)
+        wire.connection.data_received(data)
+        head, _, body = wire.written.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 4")
+        assert body == b""
+        assert wire.has_written_eof
 
     run(test)
 

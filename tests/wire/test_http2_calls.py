@@ -33,7 +33,7 @@ def test_messages_are_found_however_they_are_cut(bodies: list[bytes], cuts: list
     session.send(open_stream(1, b"/t.T/Chat"))
     for start, stop in pairwise(edges):
         session.send(data(1, stream[start:stop]))
-    assert session.connection._held == 0
+    assert session.connection._memory.received == 0
     session.send(data(1, b"", END_STREAM))
     assert session.answers[1].messages == [(0, body) for body in bodies]
     assert session.answers[1].status == (0, "")
@@ -62,7 +62,7 @@ def test_bodies_of_unary_calls(what: str, body: bytes, status: tuple[int, str], 
     pieces = [body[at : at + 1] for at in range(len(body))] if is_split else [body]
     session.send(open_stream(1) + b"".join(data(1, piece) for piece in pieces) + data(1, b"", END_STREAM))
     assert session.answers[1].status == status, what
-    assert session.connection._held == 0
+    assert session.connection._memory.received == 0
     assert session.connection._streams == {}
 
 
@@ -166,7 +166,7 @@ def test_a_deadline_does_not_wait_for_the_request(begun: bytes) -> None:
     session.step()
     assert session.answers[1].status == (4, "context deadline exceeded")
     assert session.answers[1].reset == 0  # the rest is not to be sent
-    assert (session.connection._streams, session.connection._held) == ({}, 0)
+    assert (session.connection._streams, session.connection._memory.received) == ({}, 0)
 
 
 def test_deadlines_are_forgotten_with_their_calls() -> None:
@@ -190,7 +190,7 @@ def test_a_deadline_drops_what_waits() -> None:
     session.loop.advance(2)
     session.step()
     assert session.answers[1].status == (4, "context deadline exceeded")
-    assert session.connection._queued == 0
+    assert session.connection._memory.queued == 0
     session.grant(0, 10)
 
 

@@ -49,7 +49,7 @@ def test_answers_of_every_size_arrive(size: int, frame_bytes_max: int) -> None:
     assert answer.messages == [(0, pattern(size))]
     assert answer.status == (0, "")
     assert session.frames[-1].flags == END_HEADERS | END_STREAM
-    assert session.connection._queued == 0
+    assert session.connection._memory.queued == 0
 
 
 @pytest.mark.parametrize("limited", ["stream", "connection", "both"])
@@ -181,11 +181,11 @@ def test_a_client_that_does_not_read_is_sent_no_more_than_a_buffer() -> None:
     session.send(unary(1, b"/t.T/Big", b"5000000"))
     assert not session.connection.is_writable
     assert session.transport.unread < 600_000
-    assert session.connection._queued > 4_000_000
+    assert session.connection._memory.queued > 4_000_000
     session.transport.read_again()
     session.step()
     assert session.answers[1].messages == [(0, pattern(5_000_000))]
-    assert session.connection._queued == 0
+    assert session.connection._memory.queued == 0
 
 
 def test_many_small_answers_to_a_client_that_does_not_read_wait_in_their_streams() -> None:
@@ -439,7 +439,7 @@ def test_whole_requests_whose_streams_do_not_end_are_bounded() -> None:
         if code is None:
             session.send(pack(DATA, END_STREAM, 1), reset(3))
             assert session.answers[1].messages == [(0, bytes(10_000))]
-            assert session.connection._held == 80_000
+            assert session.connection._memory.received == 80_000
         session.hang_up()
         session.check_clean()
 
@@ -449,9 +449,9 @@ def test_what_is_held_is_let_go_when_a_call_ends_in_the_middle() -> None:
     two = message(b"one") + message(b"finish") + message(b"after") + message(b"part")[:6]
     for stream, end in ((1, b""), (3, reset(3))):
         session.send(open_stream(stream, b"/t.T/Chat") + pack(DATA, 0, stream, two[:2]))
-        assert session.connection._held == 2
+        assert session.connection._memory.received == 2
         session.send(pack(DATA, 0, stream, two[2:] if stream == 1 else two[2:12]) + end)
-        assert session.connection._held == 0
+        assert session.connection._memory.received == 0
     assert session.answers[1].messages == [(0, b"one")]
     assert session.connection._streams == {}
 
@@ -461,10 +461,10 @@ def test_a_reset_while_trailers_wait_leaves_nothing() -> None:
     session.change(initial_window=3)
     session.send(unary(1, b"/t.T/Big", b"1000") + unary(3, b"/t.T/Later", b"a"))
     session.services.calls[b"a"].reply(bytes(1_000))
-    assert session.connection._queued == 2 * 1_005 - 6
+    assert session.connection._memory.queued == 2 * 1_005 - 6
     session.send(reset(1) + reset(3))
     assert session.services.events == []
-    assert session.connection._queued == 0
+    assert session.connection._memory.queued == 0
     assert session.answers[1].trailers is None
     session.grant(0, 1_000)
     assert session.frames[-1].kind in {DATA, HEADERS}

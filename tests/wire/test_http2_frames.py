@@ -204,6 +204,28 @@ STREAM_ERRORS = [
     ("8.3.1", "no path", without(b":path"), 3, PROTOCOL),
     ("8.3.1", "an empty path", request(*request_fields(b"")), 3, PROTOCOL),
     ("8.3.1", "no fields at all", pack(HEADERS, END_HEADERS, 3), 3, PROTOCOL),
+    (
+        "8.1.1",
+        "less than its length",
+        with_field(b"content-length", b"7") + pack(DATA, 1, 3, message(b"x")),
+        3,
+        PROTOCOL,
+    ),
+    (
+        "8.1.1",
+        "more than its length",
+        with_field(b"content-length", b"5") + pack(DATA, 0, 3, message(b"x")),
+        3,
+        PROTOCOL,
+    ),
+    ("8.1.1", "a length that is none", with_field(b"content-length", b"+6"), 3, PROTOCOL),
+    (
+        "8.1.1",
+        "two lengths",
+        request(*request_fields(), (b"content-length", b"6"), (b"content-length", b"7")),
+        3,
+        PROTOCOL,
+    ),
 ]
 
 
@@ -315,6 +337,17 @@ def test_end_stream_of_a_request_in_pieces_counts_from_its_first_frame() -> None
         "cardinality violation: received no request message from non-client-streaming RPC",
     )
     assert session.answers[1].reset is None
+
+
+def test_a_request_may_say_its_length() -> None:
+    session = Session()
+    fields = [*request_fields(), (b"content-length", b"6"), (b"content-length", b"6")]
+    first, second = (pack(HEADERS, END_HEADERS, stream, literal_block(fields)) for stream in (1, 3))
+    session.send(first + pack(DATA, END_STREAM, 1, message(b"x")))
+    session.send(
+        second + pack(DATA, PADDED, 3, b"\x02" + message(b"y")[:3] + bytes(2)) + pack(DATA, 1, 3, message(b"y")[3:])
+    )
+    assert [session.answers[stream].messages for stream in (1, 3)] == [[(0, b"x")], [(0, b"y")]]
 
 
 def test_trailers_end_a_request() -> None:

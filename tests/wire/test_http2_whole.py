@@ -81,7 +81,7 @@ def played(conversation: list[bytes], *, is_cut: bool) -> object:
         session.frames,
         sorted(connection._streams),
         connection._receive_window,
-        connection._held,
+        connection._memory.received,
         session.transport.is_closed,
     )
 

@@ -362,9 +362,7 @@ def test_who_passes_a_limit_is_counted() -> None:
             while hostile.recv(1_000):
                 pass
         found = scrape(server.url)
-        assert found.samples["mvccstore_transport_limit_exceeded_total"] == {
-            frozenset({("limit", "control_frames_max")}): 1
-        }
+        assert found.samples["mvccstore_server_refused_total"] == {frozenset({("limit", "control_frames_max")}): 1}
 
 
 @pytest.mark.etcd

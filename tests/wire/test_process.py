@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -73,10 +75,28 @@ def test_it_takes_more_connections_than_a_shell_allows_at_first() -> None:
     with running("--memory", program=program) as process, ExitStack() as stack:
         address = urlsplit(process.url)
         for _ in range(150):
-            connection = HTTPConnection(address.hostname, address.port, timeout=20)
+            connection = http.client.HTTPConnection(address.hostname, address.port, timeout=20)
             stack.callback(connection.close)
             connection.request("GET", "/health")
             assert json.load(connection.getresponse())["health"] == "true"  # and it stays connected
+
+
+def test_it_has_as_many_files_as_it_may_and_fewer_connections() -> None:
+    soft, hard = 200, min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 700)
+    shell = f'ulimit -Sn {soft} && ulimit -Hn {hard} && exec "$0" -m mvccstore.server.etcd_shim "$@"'
+    with running("--memory", program=("/bin/sh", "-c", shell, sys.executable)) as process, ExitStack() as clients:
+        host, port = process.url.removeprefix("http://").split(":")
+        before = http.client.HTTPConnection(host, int(port), timeout=20)
+        before.request("GET", "/metrics")
+        assert f"os_fd_limit {hard}.0\n" in before.getresponse().read().decode()
+        for _ in range(hard):
+            last = clients.enter_context(socket.create_connection((host, int(port)), 20))
+        with suppress(ConnectionError):
+            assert last.recv(1) == b""
+        before.request("GET", "/metrics")  # who is connected is served, whatever comes
+        page = before.getresponse().read().decode()
+        before.close()
+    assert 'mvccstore_server_refused_total{limit="connections_max"}' in page
 
 
 def test_sigterm_ends_it_cleanly_and_what_was_written_is_there(tmp_path: Path) -> None:

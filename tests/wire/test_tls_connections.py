@@ -372,7 +372,8 @@ def test_what_is_no_tls_loses_its_connection_alone(
 
 
 def test_a_broken_record_ends_its_connection_alone(secured: Secured, authority: Authority) -> None:
-    with secured() as server, handshake(server.port, client_context(authority)) as other:
+    limits = TransportLimits()
+    with secured(limits=limits) as server, handshake(server.port, client_context(authority)) as other:
         broken = handshake(server.port, client_context(authority))
         with socket.socket(fileno=broken.detach()) as below:
             below.settimeout(SECONDS)
@@ -380,6 +381,7 @@ def test_a_broken_record_ends_its_connection_alone(secured: Secured, authority: 
             assert is_ended(below)
         other.sendall(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")
         assert other.recv(1_000) != b""
+    assert limits.cuts.by_told == {("tls", "broken"): 1}
 
 
 def test_tls_on_a_plain_port_is_told_so() -> None:
@@ -397,13 +399,15 @@ def test_tls_on_a_plain_port_is_told_so() -> None:
 def test_a_handshake_that_never_ends_is_given_up(
     secured: Secured, sent: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
+    limits = TransportLimits(tls_handshake_seconds=0.01)
     with (
-        secured(limits=TransportLimits(tls_handshake_seconds=0.01)) as server,
+        secured(limits=limits) as server,
         socket.create_connection(("127.0.0.1", server.port), SECONDS) as silent,
     ):
         silent.sendall(sent)
         assert silent.recv(100) == b""
     assert rejections(caplog) == ["tls: the handshake takes too long"]
+    assert limits.cuts.by_limit == {"tls_handshake_seconds": 1}
 
 
 @pytest.mark.usefixtures("loop")

@@ -254,7 +254,7 @@ class Gate:
             RpcError: Too many wait for that.
         """
         if len(self._deferred) >= UNDER_WAY_MAX:
-            raise Refusal.TOO_MANY_REQUESTS.error()
+            raise Refusal.TOO_MANY_REQUESTS.error(limit="under_way_max")
         self._deferred.append((call, handle))
 
     def change(

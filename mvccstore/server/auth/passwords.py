@@ -51,7 +51,7 @@ class Passwords:
 
     async def _beside(self, function: Callable[..., T], *arguments: object) -> T:
         if self._waiting >= WAITING_MAX:
-            raise Refusal.TOO_MANY_REQUESTS.error()
+            raise Refusal.TOO_MANY_REQUESTS.error(limit="passwords_waiting_max")
         if self._threads is None:
             self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="mvccstore-server-bcrypt")
         self._waiting += 1

@@ -87,7 +87,7 @@ class _UnaryBody:
         self._body += data
         if len(self._body) > self._limits.http_body_bytes_max:
             self._body.clear()
-            self._call.fail(_too_large(self._limits.http_body_bytes_max))
+            self._call.fail_with(_too_large(self._limits.http_body_bytes_max))
 
     def end(self) -> None:
         """Carry out the call."""
@@ -171,7 +171,7 @@ def _decode(call: GatewayCall, types: MethodType, text: bytes, limits: Transport
         message = next(many_from_json(types.request, text), None)
         encoded = b"" if message is None else message.SerializeToString()
     except JsonError as error:
-        raise RpcError(Code.INVALID_ARGUMENT, str(error)) from error
+        raise RpcError(Code.INVALID_ARGUMENT, str(error), "json_depth_max" if error.is_too_deep else None) from error
     if len(encoded) > limits.message_bytes_max:
         raise _too_large(limits.message_bytes_max, len(encoded))
     try:
@@ -182,4 +182,5 @@ def _decode(call: GatewayCall, types: MethodType, text: bytes, limits: Transport
 
 def _too_large(limit: int, size: int | None = None) -> RpcError:
     shown = f"{size} vs. {limit}" if size is not None else f"more than {limit}"
-    return RpcError(Code.RESOURCE_EXHAUSTED, f"grpc: received message larger than max ({shown})")
+    passed = "message_bytes_max" if size is not None else "http_body_bytes_max"
+    return RpcError(Code.RESOURCE_EXHAUSTED, f"grpc: received message larger than max ({shown})", passed)

@@ -63,9 +63,9 @@ _NAMES: dict[str, dict[str, _Field]] = {}
 class JsonError(ValueError):
     """The bytes are not JSON, or not of the message's shape. `path` is the field, such as `compare[0].version`."""
 
-    def __init__(self, path: str, problem: str) -> None:
+    def __init__(self, path: str, problem: str, *, is_too_deep: bool = False) -> None:
         super().__init__(path, problem)
-        self.path, self.problem = path, problem
+        self.path, self.problem, self.is_too_deep = path, problem, is_too_deep
 
     def __str__(self) -> str:
         return f"{self.path}: {self.problem}" if self.path else self.problem
@@ -137,7 +137,7 @@ def _decode(text: str, at: int) -> tuple[_Value, int]:
     except JsonError:
         raise
     except RecursionError:
-        raise JsonError(_BODY, _TOO_DEEP) from None
+        raise JsonError(_BODY, _TOO_DEEP, is_too_deep=True) from None
     except (ValueError, ArithmeticError) as error:  # numbers of thousands of digits and exponents have their own
         raise JsonError(_BODY, f"not JSON: {error}") from None
     return value, end
@@ -164,7 +164,7 @@ def _message_of(message_type: type[_M], value: _Value) -> _M:
     try:
         _fill(message, value, _BODY, DEPTH_MAX)
     except RecursionError:  # the caller's stack was nearly full
-        raise JsonError(_BODY, _TOO_DEEP) from None
+        raise JsonError(_BODY, _TOO_DEEP, is_too_deep=True) from None
     return message
 
 
@@ -188,7 +188,7 @@ def _fill(message: Message, value: _Value, path: str, depth: int) -> None:
     if type(value) is not dict:
         raise JsonError(path, f"{_kind(value)} where an object is due")
     if not depth:
-        raise JsonError(path, f"messages are nested deeper than {DEPTH_MAX}")
+        raise JsonError(path, f"messages are nested deeper than {DEPTH_MAX}", is_too_deep=True)
     fields = _fields(message)
     taken: dict[str, str] = {}
     for name, member in value.items():

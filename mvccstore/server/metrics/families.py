@@ -60,9 +60,15 @@ def families(node: Node, methods: Sequence[Method], cuts: Cuts, rejected: int, c
     yield from _leases_and_watches(node)
     yield from _calls(methods)
     yield from _process()
-    limits = tuple(((("limit", name),), float(number)) for name, number in sorted(cuts.by_limit.items()))
-    text = "The total number of clients that lost a call or their connection by a limit."
-    yield Family("mvccstore_transport_limit_exceeded_total", "counter", text, limits)
+    limits = tuple(((("limit", name),), float(number)) for name, number in sorted(cuts.by_limit.copy().items()))
+    text = "The total number of calls and connections that were refused or ended by a limit."
+    yield Family("mvccstore_server_refused_total", "counter", text, limits)
+    told = tuple(
+        ((("protocol", protocol), ("told", what)), float(number))
+        for (protocol, what), number in sorted(cuts.by_told.copy().items())
+    )
+    text = "The total number of calls and connections that ended by an error of their protocol."
+    yield Family("mvccstore_server_protocol_errors_total", "counter", text, told)
     text = "The total number of TLS handshakes that failed."
     yield _plain("mvccstore_transport_tls_rejected_total", "counter", text, rejected)
     yield _plain("mvccstore_transport_connections", "gauge", "The number of clients that are connected.", connections)

@@ -46,8 +46,9 @@ class Election:
 
     def campaign(self, call: Call, message: election.CampaignRequest) -> None:
         """Stand for election; answered when elected. If the call ends before, the candidate resigns."""
-        call.run(plainly(self._campaign(call, message)))
+        call.run(self._campaign(call, message))
 
+    @plainly
     async def _campaign(self, call: Call, message: election.CampaignRequest) -> bytes:
         inner = self._inner
         prefix = message.name + b"/"
@@ -79,8 +80,9 @@ class Election:
 
     def proclaim(self, call: Call, message: election.ProclaimRequest) -> None:
         """Say something else as the leader."""
-        call.run(plainly(self._proclaim(call, message)))
+        call.run(self._proclaim(call, message))
 
+    @plainly
     async def _proclaim(self, call: Call, message: election.ProclaimRequest) -> bytes:
         leader = _leader_of(message)
         lease = await self._inner.session(call, leader.lease)
@@ -96,8 +98,9 @@ class Election:
 
     def resign(self, call: Call, message: election.ResignRequest) -> None:
         """Step down; who was not elected does nothing."""
-        call.run(plainly(self._resign(call, message)))
+        call.run(self._resign(call, message))
 
+    @plainly
     async def _resign(self, call: Call, message: election.ResignRequest) -> bytes:
         leader = _leader_of(message)
         await self._inner.session(call, leader.lease)
@@ -108,8 +111,9 @@ class Election:
 
     def leader(self, call: Call, message: election.LeaderRequest) -> None:
         """Answer who leads, and what they say."""
-        call.run(plainly(self._leader(call, message)))
+        call.run(self._leader(call, message))
 
+    @plainly
     async def _leader(self, call: Call, message: election.LeaderRequest) -> bytes:
         found = await self._inner.get(call, first_created(message.name + b"/"))
         if not found.kvs:

@@ -7,9 +7,10 @@ permissions, quota, alarms and limits hold as for the client itself.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
-from typing import Any, Generic, TypeVar
+from functools import wraps
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from mvccstore.errors import CompactedError
 from mvccstore.hub import WatchBatch
@@ -24,6 +25,7 @@ from mvccstore.types import KeyRange, Keys
 from mvccstore.watch import Watcher
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 _ROUTER = Router({}, translate=translate)
 _NOBODY = Peer("the server itself")
@@ -244,12 +246,17 @@ def created_at(key: bytes, revision: int) -> rpc.Compare:
     return rpc.Compare(key=key, target=rpc.Compare.CREATE, result=rpc.Compare.EQUAL, create_revision=revision)
 
 
-async def plainly(work: Awaitable[T]) -> T:
-    """Await, and raise what it raises as etcd's services over its own client do: without its code, only the words."""
-    try:
-        return await work
-    except RpcError as error:
-        raise RpcError(Code.UNKNOWN, error.message) from error
+def plainly(work: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Have a method raise as etcd's services over its own client do: without a code, only the words."""
+
+    @wraps(work)
+    async def plain(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await work(*args, **kwargs)
+        except RpcError as error:
+            raise RpcError(Code.UNKNOWN, error.message, error.limit) from error
+
+    return plain
 
 
 def deleting(key: bytes, created: int) -> rpc.TxnRequest:

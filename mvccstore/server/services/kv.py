@@ -355,7 +355,7 @@ class KV:
                 message = rpc.PutRequest(key=message.key, value=message.value)
             size = message.ByteSize()
             if envelope + len(varint(size)) + size > self._bytes_max:
-                raise Refusal.REQUEST_TOO_LARGE.error()
+                raise Refusal.REQUEST_TOO_LARGE.error(limit="max_request_bytes")
 
     def compact(self, call: Call, message: rpc.CompactionRequest) -> None:
         """Forget history; with `physical`, answer when its space is free."""

@@ -29,6 +29,8 @@ class LeaseService:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._store = node.store
+        self._grants_left = 0
+        """How many may be granted before the leases are counted again."""
 
     def methods(self) -> list[Method]:
         """Return the handlers."""
@@ -53,6 +55,7 @@ class LeaseService:
         node.alarms.check_write(_GRANT_COST_BYTES)
         if message.TTL > TTL_SECONDS_MAX:
             raise Refusal.LEASE_TTL_TOO_LARGE.error()
+        self._check_number()
         ttl = max(message.TTL, node.limits.lease_ttl_min)
         lease_id = message.ID or self._store.new_lease_id()
 
@@ -61,6 +64,15 @@ class LeaseService:
             return node.header() + rpc.LeaseGrantResponse(ID=lease_id, TTL=ttl).SerializeToString()
 
         node.submit(call, LeaseGrantRequest(lease_id, ttl * 1000), answer)
+
+    def _check_number(self) -> None:
+        """Raise if there are too many leases: they are held in memory, and are small on disk, so no quota stops them."""
+        if not self._grants_left:
+            left = self._node.limits.leases_max - self._store.stats().leases
+            if left <= 0:
+                raise Refusal.TOO_MANY_REQUESTS.error(limit="leases_max")
+            self._grants_left = left
+        self._grants_left -= 1
 
     def revoke(self, call: Call, message: rpc.LeaseRevokeRequest) -> None:
         """End a lease and delete its keys, as one revision."""
@@ -150,7 +162,7 @@ class KeepAlive(Receiver):
             self._keep(request)
             return
         if len(self._waiting) >= WAITING_MAX:
-            raise Refusal.TOO_MANY_REQUESTS.error()
+            raise Refusal.TOO_MANY_REQUESTS.error(limit="keep_alives_waiting_max")
         self._waiting.append(request)
         if len(self._waiting) == 1:
             self._call.run(self._keep_waiting())

@@ -33,8 +33,9 @@ class Lock:
 
     def lock(self, call: Call, message: messages.LockRequest) -> None:
         """Take a lock; answered when it is held. If the call ends before, its place is given up."""
-        call.run(plainly(self._lock(call, message)))
+        call.run(self._lock(call, message))
 
+    @plainly
     async def _lock(self, call: Call, message: messages.LockRequest) -> bytes:
         inner = self._inner
         prefix = message.name + b"/"
@@ -71,8 +72,9 @@ class Lock:
 
     def unlock(self, call: Call, message: messages.UnlockRequest) -> None:
         """Give a lock up: delete its key."""
-        call.run(plainly(self._unlock(call, message)))
+        call.run(self._unlock(call, message))
 
+    @plainly
     async def _unlock(self, call: Call, message: messages.UnlockRequest) -> bytes:
         deleted = await self._inner.delete(call, message.key)
         return messages.UnlockResponse(header=deleted.header).SerializeToString()

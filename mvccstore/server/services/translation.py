@@ -146,7 +146,7 @@ def _is_open(keys: Keys) -> bool:
 def _txn(message: rpc.TxnRequest, ops_max: int) -> TxnRequest:
     used = max(len(message.compare), len(message.success), len(message.failure))
     if used > ops_max:
-        raise Refusal.TOO_MANY_OPS.error()
+        raise Refusal.TOO_MANY_OPS.error(limit="max_txn_ops")
     for compare in message.compare:
         if not compare.key:
             raise Refusal.EMPTY_KEY.error()

@@ -119,12 +119,14 @@ class Ticks:
 class Hall:
     """Where the streams of a server watch."""
 
-    __slots__ = ("groups", "node", "permit", "replays", "streams", "ticks", "turns")
+    __slots__ = ("groups", "node", "number", "permit", "replays", "streams", "ticks", "turns")
 
     def __init__(self, node: Node, permit: Permit) -> None:
         self.node = node
         self.permit = permit
         self.streams: dict[OpenStream, None] = {}
+        self.number = 0
+        """How many watches the streams have."""
         self.turns = Turns(node.loop)
         self.groups = Groups(node, self.turns)
         self.replays = Replays(self.groups)

@@ -85,6 +85,7 @@ class WatchStream(Work):
     def cancel_all(self, reason: str, compact_revision: int) -> int:
         """Cancel all watches as the server's own doing; return how many."""
         watches, self._watches = self._watches, {}
+        self._hall.number -= len(watches)
         for watch_id, watch in watches.items():
             watch.leave()
             self.call.send(
@@ -111,6 +112,9 @@ class WatchStream(Work):
         try:
             if request.start_revision < 0:
                 raise _Refused(Refusal.COMPACTED.value[1])
+            if self._hall.number >= self._node.limits.watches_max:
+                self.call.router.cuts.note("watches_max")
+                raise _Refused(Refusal.TOO_MANY_REQUESTS.value[1])
             self._check_permission(key, range_end)
             keys = _keys(key, range_end)
             watch_id = self._choose_id(request.watch_id)
@@ -132,6 +136,7 @@ class WatchStream(Work):
             has_progress=request.progress_notify,
             fragment_bytes=hall.groups.fragment_bytes if request.fragment else 0,
         )
+        hall.number += 1
         self.call.send(watch_response(self._node.header(revision), watch_id, created=True))  # I1
         if watch.has_progress and not self.has_ticks:
             self.has_ticks = True
@@ -160,14 +165,17 @@ class WatchStream(Work):
     def _cancel(self, watch_id: int) -> None:
         watch = self._watches.pop(watch_id, None)
         if watch is not None:
+            self._hall.number -= 1
             watch.leave()
             self.call.send(watch_response(self._node.header(), watch_id, canceled=True))
 
     def _tell_progress(self) -> None:
-        if len(self._asked) < ASKED_MAX:
-            self._asked.append(self._node.revision)
-            self._tries = 0
-            self._answer_progress()
+        if len(self._asked) >= ASKED_MAX:
+            self.call.router.cuts.note("progress_asked_max")
+            return
+        self._asked.append(self._node.revision)
+        self._tries = 0
+        self._answer_progress()
 
     def _answer_progress(self) -> None:
         """Tell how far all watches are, when that is as far as the store was when it was asked."""
@@ -243,6 +251,7 @@ class WatchStream(Work):
     def close(self) -> None:
         """Let go of all watches: the stream has ended."""
         watches, self._watches = self._watches, {}
+        self._hall.number -= len(watches)
         for watch in watches.values():
             watch.leave()
         self._stalled.clear()

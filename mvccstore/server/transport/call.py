@@ -26,9 +26,10 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from inspect import CORO_CREATED, getcoroutinestate
 from typing import Any, Protocol
 
-from mvccstore.server.transport.counts import MethodCounts
+from mvccstore.server.transport.counts import Cuts, MethodCounts
 from mvccstore.server.transport.status import Code, RpcError
 
 _log = logging.getLogger("mvccstore.server")
@@ -108,6 +109,8 @@ class Router:
     """Says how a call ends whose handler raised something else than `RpcError`; None if that is a bug."""
     share: Callable[[], int] = lambda: 1 << 30
     """Says how much work (`Call.begin_work`) one connection may have under way now; 1 at least."""
+    cuts: Cuts = field(default_factory=Cuts)
+    """Counts the calls that fail by a limit."""
     _services: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -137,6 +140,7 @@ class Call(ABC):
         "_cost",
         "_task",
         "_waiter",
+        "_work",
         "began_at",
         "is_done",
         "metadata",
@@ -160,6 +164,7 @@ class Call(ABC):
         """Called when the call is writable again, each time it was not; to be set by who wants to know."""
         self._task: asyncio.Task[None] | None = None
         self._cost = 0
+        self._work: Coroutine[Any, Any, bytes | None] | None = None
         self._waiter: asyncio.Future[None] | None = None
 
     # What a transport provides
@@ -247,7 +252,7 @@ class Call(ABC):
         Args:
             cost: As of `begin_work`, from now to the end of the task, or to `note_worked`.
         """
-        self._task = asyncio.get_running_loop().create_task(self._serve(work))
+        self._task, self._work = asyncio.get_running_loop().create_task(self._serve(work)), work
         self.on_cancel = self._cancel_task
         if cost:
             self._cost = cost
@@ -263,6 +268,8 @@ class Call(ABC):
     def _cancel_task(self) -> None:
         if self._task is not None:
             self._task.cancel()
+            if self._work is not None and getcoroutinestate(self._work) == CORO_CREATED:
+                self._work.close()  # the task never begins: nothing is to be said of work that nobody waits for
 
     async def _serve(self, work: Coroutine[Any, Any, bytes | None]) -> None:
         try:
@@ -277,7 +284,7 @@ class Call(ABC):
             if answer is not None:
                 self.reply(answer)
         finally:
-            self._task = None
+            self._task = self._work = None
 
     def _count_start(self) -> None:
         counts = self.method.counts
@@ -330,4 +337,6 @@ class Call(ABC):
         if told is None:
             _log.error("%s failed", self.method.path, exc_info=error)
             told = RpcError(Code.UNKNOWN, f"internal error: {type(error).__name__}")
+        if told.limit is not None and not self.is_done:
+            self.router.cuts.note(told.limit)
         self.fail(told)

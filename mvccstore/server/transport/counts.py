@@ -67,14 +67,33 @@ class MethodCounts:
             self.seconds.observe(self.now() - began_at)
 
 
-class Cuts:
-    """How many clients have lost a call or their connection by each limit of `TransportLimits`."""
+class Totals:
+    """What all connections hold together, in bytes."""
 
-    __slots__ = ("by_limit",)
+    __slots__ = ("queued", "received")
+
+    def __init__(self) -> None:
+        self.queued = 0
+        """Of answers that wait for their clients."""
+        self.received = 0
+        """Of requests that are not complete."""
+
+
+class Cuts:
+    """How many clients have lost a call or their connection, and by what."""
+
+    __slots__ = ("by_limit", "by_told")
 
     def __init__(self) -> None:
         self.by_limit: dict[str, int] = {}
+        """By the name of a limit that was passed."""
+        self.by_told: dict[tuple[str, str], int] = {}
+        """By the protocol, and what the client was told in its way: an error's name, a status, a code."""
 
     def note(self, limit: str) -> None:
-        """Count one; `limit` is the name of a field."""
+        """Count one who passed a limit."""
         self.by_limit[limit] = self.by_limit.get(limit, 0) + 1
+
+    def note_told(self, protocol: str, told: str) -> None:
+        """Count one who was told by its protocol that it is at fault, or we are."""
+        self.by_told[protocol, told] = self.by_told.get((protocol, told), 0) + 1

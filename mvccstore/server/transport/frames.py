@@ -25,6 +25,7 @@ ACK = 0x1
 END_HEADERS = 0x4
 PADDED = 0x8
 PRIORITY_FLAG = 0x20
+_PRIORITY_BYTES = 5
 
 
 class Setting(IntEnum):
@@ -106,6 +107,21 @@ def unpadded(payload: bytes) -> bytes:
     return payload[1 : len(payload) - payload[0]]
 
 
+def block_of(flags: int, payload: bytes) -> bytes:
+    """Return what a HEADERS frame has of a header block, without padding and priority (passed over: RFC 9113 5.3.2).
+
+    Raises:
+        ProtocolError: It is shorter than these.
+    """
+    if flags & PADDED:
+        payload = unpadded(payload)
+    if flags & PRIORITY_FLAG:
+        if len(payload) < _PRIORITY_BYTES:
+            raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "HEADERS is too short for its priority")
+        payload = payload[_PRIORITY_BYTES:]
+    return payload
+
+
 def window_frame(stream_id: int, increment: int) -> bytes:
     """Pack a WINDOW_UPDATE frame."""
     return frame(WINDOW_UPDATE, 0, stream_id, increment.to_bytes(4))
@@ -145,7 +161,9 @@ _FORMS = {
 
 
 def check_form(kind: int, number: int, payload: bytes) -> None:
-    """Raise `ProtocolError` if a frame of this kind may not be of this stream, or of this size."""
+    """Raise `ProtocolError` if no client may send this kind of frame, or not on this stream, or not of this size."""
+    if kind == PUSH_PROMISE:
+        raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE from a client")
     form = _FORMS.get(kind)
     if form is None:
         return

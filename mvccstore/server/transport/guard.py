@@ -23,6 +23,7 @@ class Guard:
         "_strays",
         "_strikes",
         "_time",
+        "block_at",
     )
 
     def __init__(self, limits: TransportLimits, time: Callable[[], float]) -> None:
@@ -31,6 +32,8 @@ class Guard:
         self._since = time()
         self._control = self._resets = self._strays = 0
         self._continuations = self._block_bytes = 0
+        self.block_at = self._since
+        """When the header block began that is under way."""
         self._pinged_at = -limits.idle_ping_seconds_min
         self._strikes = 0
 
@@ -66,6 +69,7 @@ class Guard:
         """A header block began that one frame does not hold."""
         self._continuations = 0
         self._block_bytes = size
+        self.block_at = self._time()
 
     def note_continuation(self, size: int) -> None:
         """More of a header block came."""

@@ -8,6 +8,7 @@ changes. Measured: 0.3 us for a kept one, 25 us for one that has to be decoded.
 from __future__ import annotations
 
 import re
+from itertools import chain
 from typing import Literal, NamedTuple
 
 from hpack import Decoder, HPACKError, OversizedHeaderListError
@@ -20,6 +21,9 @@ from mvccstore.server.transport.status import Code, RpcError
 
 _KEPT_MAX = 64
 _KEPT_BYTES_MAX = 2_048
+_KEPT_DECODED_BYTES_MAX = 8_192
+_FIELD_BYTES = 32
+"""What each field counts beside its bytes (RFC 7541 4.1)."""
 _SIZE_UPDATE = 0x20
 _PSEUDO = frozenset({b":method", b":scheme", b":path", b":authority"})
 _FORBIDDEN = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"})
@@ -27,9 +31,9 @@ _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 _BAD_VALUE = re.compile(rb"[\0\r\n]|^[ \t]|[ \t]$")
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _TIMEOUT_BYTES_MAX = 9
+_LENGTH = re.compile(rb"[0-9]{1,19}")
 _SECONDS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _BAD_REQUEST = 400
-_LENGTH_DIGITS_MAX = 18
 _GATEWAY = (b"/v3/", b"/v3beta/")
 _RESERVED = frozenset({b"te", b"content-type", b"grpc-encoding", b"grpc-accept-encoding", b"grpc-timeout"})
 
@@ -46,18 +50,31 @@ class PageHead(NamedTuple):
     """What is said of the body's length."""
     refusal: tuple[int, str] | None
     """Of what is meant for gRPC, and cannot be: the status and the text that it is answered with."""
+    held_bytes: int = 0
+    """As of `Head`."""
 
 
 class Head:
     """A request's head. Shared by the calls that sent the same block, so it never changes."""
 
-    __slots__ = ("http_status", "is_gzip", "is_plain_unary", "metadata", "method", "page", "refusal", "timeout")
+    __slots__ = (
+        "content_length",
+        "held_bytes",
+        "http_status",
+        "is_gzip",
+        "is_plain_unary",
+        "metadata",
+        "method",
+        "page",
+        "refusal",
+        "timeout",
+    )
 
     def __init__(self) -> None:
         self.method: Method | None = None
         self.metadata = Metadata()
         self.page: PageHead | None = None
-        """Set if this is for a page; then nothing else is."""
+        """Set if this is for a page; then nothing else is but `held_bytes`."""
         self.timeout: float | None = None
         """Seconds."""
         self.is_gzip = False
@@ -67,7 +84,11 @@ class Head:
         self.http_status = 200
         """What a refusal answers with as `:status`."""
         self.is_plain_unary = False
-        """It is a unary call without a deadline, and not refused."""
+        """It is a unary call without a deadline or a length, and not refused."""
+        self.content_length: int | None = None
+        """How many bytes of DATA the request says that it has; clients of gRPC say nothing."""
+        self.held_bytes = 0
+        """What it costs a stream to hold it, if that is much."""
 
 
 class _Table(HeaderTable):  # type: ignore[misc,unused-ignore]
@@ -93,6 +114,7 @@ class HeadDecoder:
         self, router: Router, limits: TransportLimits, pages: Literal["none", "beside", "all"] = "none"
     ) -> None:
         self._router = router
+        self._limits = limits
         self._pages = pages
         self._decoder = Decoder(max_header_list_size=limits.header_bytes_max)
         self._table = _Table()
@@ -123,7 +145,9 @@ class HeadDecoder:
             # What was kept has its indexes from another table.
             self._kept.clear()
             self._kept_at = changes
-        if changes == before and len(self._kept) < _KEPT_MAX and len(block) <= _KEPT_BYTES_MAX:
+        # A few bytes may name much of the table, so both sizes count.
+        is_small = len(block) <= _KEPT_BYTES_MAX and head.held_bytes <= _KEPT_DECODED_BYTES_MAX
+        if changes == before and is_small and len(self._kept) < _KEPT_MAX:
             self._kept[block] = head
         return head
 
@@ -134,6 +158,7 @@ class HeadDecoder:
         try:
             return [(bytes(name), bytes(value)) for name, value, *_ in self._decoder.decode(block, raw=True)]
         except OversizedHeaderListError:
+            self._limits.cuts.note("header_bytes_max")
             raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "header list is too large") from None
         except (HPACKError, ValueError, IndexError, UnicodeError, OverflowError):
             raise ProtocolError(ErrorCode.COMPRESSION_ERROR, "header block cannot be decoded") from None
@@ -141,12 +166,18 @@ class HeadDecoder:
     def _head(self, fields: list[tuple[bytes, bytes]]) -> Head:
         pseudo, rest = _split(fields)
         head = Head()
+        size = sum(map(len, chain.from_iterable(fields))) + _FIELD_BYTES * len(fields)
+        if size > _KEPT_BYTES_MAX:
+            head.held_bytes = size
         values = dict(rest)
         if self._pages != "none":
             head.page = _page(pseudo, rest, values, is_any=self._pages == "all")
             if head.page is not None:
+                head.page = head.page._replace(held_bytes=head.held_bytes)
                 return head
         head.metadata = Metadata(tuple(pair for pair in rest if pair[0] not in _RESERVED))
+        if b"content-length" in values:
+            head.content_length = _content_length(rest)
         encoding = values.get(b"grpc-encoding") or b"identity"
         head.is_gzip = encoding == b"gzip"
         try:
@@ -169,7 +200,8 @@ class HeadDecoder:
         except RpcError as error:
             head.refusal = error
         else:
-            head.is_plain_unary = head.method.handler is not None and head.timeout is None
+            is_plain = head.timeout is None and head.content_length is None
+            head.is_plain_unary = is_plain and head.method.handler is not None
         return head
 
 
@@ -194,13 +226,7 @@ def _page(
                 refusal = _BAD_REQUEST, error.message
             else:
                 return None
-    lengths = {value for name, value in rest if name == b"content-length"}
-    length = None
-    if lengths:
-        text = lengths.pop()
-        if lengths or not text.isdigit() or len(text) > _LENGTH_DIGITS_MAX:
-            raise StreamError(ErrorCode.PROTOCOL_ERROR, "content-length is no length")
-        length = int(text)
+    length = _content_length(rest) if b"content-length" in values else None
     host = pseudo.get(b":authority")
     fields = rest if host is None or b"host" in values else [(b"host", host), *rest]
     return PageHead(method, target, tuple(fields), length, refusal)
@@ -239,6 +265,13 @@ def _check_field(name: bytes, value: bytes) -> None:
         raise StreamError(ErrorCode.PROTOCOL_ERROR, f"header {name!r} is not allowed")
     if name == b"te" and value != b"trailers":
         raise StreamError(ErrorCode.PROTOCOL_ERROR, "te is not trailers")
+
+
+def _content_length(fields: list[tuple[bytes, bytes]]) -> int:
+    lengths = {value for name, value in fields if name == b"content-length"}
+    if len(lengths) > 1 or not _LENGTH.fullmatch(length := lengths.pop()):
+        raise StreamError(ErrorCode.PROTOCOL_ERROR, "content-length is no length")
+    return int(length)
 
 
 def _is_grpc(kind: bytes) -> bool:

@@ -37,8 +37,9 @@ from mvccstore.server.transport.exchange import (
     HttpHandler,
     Successor,
 )
-from mvccstore.server.transport.http1_head import Refused, reason_of, request_of
+from mvccstore.server.transport.http1_head import HEAD_TOO_LARGE, Refused, reason_of, request_of
 from mvccstore.server.transport.limits import TransportLimits
+from mvccstore.server.transport.memory import Memory
 from mvccstore.server.transport.port import Connection, HttpFactory
 
 _log = logging.getLogger("mvccstore.server")
@@ -87,6 +88,7 @@ class Http1Connection(asyncio.Protocol):
         self._is_reading_body = False
         self._has_request = False
         """Whether a request is complete, and its answer is not."""
+        self._is_head = False
         self._surplus = 0
         self._is_advancing = False
         self._is_planned = False
@@ -96,6 +98,7 @@ class Http1Connection(asyncio.Protocol):
         self._has_eof = False
         self._is_reading = True
         self._successor: Connection | None = None
+        self._memory = Memory(limits)
         self._since = self._loop.time()
         """When what the client is to do next began to be waited for."""
         self._stalled_at: float | None = None
@@ -139,6 +142,7 @@ class Http1Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """The client reads again."""
         self._stalled_at = None
+        self._memory.requeue(self.queued_bytes)
         self._set_reading()
         if self._exchange is not None and self._exchange.on_writable is not None:
             self._exchange.on_writable()
@@ -148,6 +152,7 @@ class Http1Connection(asyncio.Protocol):
         self._transport = None
         self._held.clear()
         self._drop_exchange()
+        self._memory.requeue(0)
         self._on_lost(self)
 
     # The port's calls
@@ -177,18 +182,24 @@ class Http1Connection(asyncio.Protocol):
         is_open_ended = exchange is not None and exchange.is_open_ended
         if self._is_lingering or self._has_eof:
             if waited > limits.http_linger_seconds:
-                self.abort()
+                self._cut("http_linger_seconds")
         elif self._stalled_at is not None:
             if not is_open_ended and now - self._stalled_at > limits.http_stall_seconds:
-                self.abort()
+                self._cut("http_stall_seconds")
         elif self._is_reading_body:
             if not is_open_ended and waited > limits.http_body_seconds:
-                self._refuse(Refused(408, "the request takes too long"))
+                self._refuse(Refused(408, "the request takes too long", "http_body_seconds"))
         elif self._has_part_of_head:
             if waited > limits.http_head_seconds:
-                self._refuse(Refused(408, "the request takes too long"))
+                self._refuse(Refused(408, "the request takes too long", "http_head_seconds"))
         elif exchange is None and waited > limits.http_idle_seconds:
+            limits.cuts.note("http_idle_seconds")
             self._close()
+
+    def _cut(self, limit: str) -> None:
+        """End the connection at once, as it has passed a limit."""
+        self._limits.cuts.note(limit)
+        self.abort()
 
     # Reading
 
@@ -218,7 +229,9 @@ class Http1Connection(asyncio.Protocol):
                     break
         except h11.RemoteProtocolError as error:
             # What follows the colon would show the client's own bytes.
-            self._refuse(Refused(error.error_status_hint, str(error).partition(":")[0]))
+            status = error.error_status_hint
+            limit = "http_head_bytes_max" if status == HEAD_TOO_LARGE else None
+            self._refuse(Refused(status, str(error).partition(":")[0], limit))
         except Refused as refused:
             self._refuse(refused)
         except Exception:  # noqa: BLE001 - ends this connection, and no other
@@ -234,12 +247,14 @@ class Http1Connection(asyncio.Protocol):
             self._begin(event)
         elif isinstance(event, h11.Data):
             if self._receiver is not None:
+                self._hold(len(event.data))
                 self._receiver.data(bytes(event.data))
             else:
                 self._note_surplus(len(event.data))
         elif isinstance(event, h11.EndOfMessage):
             self._has_request = True
             self._is_reading_body = False
+            self._memory.receive(-self._memory.received)
             self._since = self._loop.time()
             receiver, self._receiver = self._receiver, None
             if receiver is not None and self._exchange is not None:
@@ -263,6 +278,7 @@ class Http1Connection(asyncio.Protocol):
         self._is_reading_body = True
         self._since = self._loop.time()
         self._surplus = 0
+        self._is_head = event.method == b"HEAD"
         request = request_of(event, self._limits, self._peer, is_secure=self._is_secure)
         exchange = self._exchange = Exchange(self, request)
         exchange.switch = self._switch
@@ -270,10 +286,18 @@ class Http1Connection(asyncio.Protocol):
         # If it has been answered already, nobody wants the body.
         self._receiver = None if exchange.is_done else receiver
 
+    def _hold(self, count: int) -> None:
+        """Count the bytes of a body. What a stream holds of its own is bounded by who takes it."""
+        if self._exchange is not None and not self._exchange.is_open_ended:
+            passed = self._memory.receive(count)
+            if passed is not None:
+                raise Refused(503, "too many requests that are not complete", passed)
+
     def _note_surplus(self, count: int) -> None:
         """Count what nobody wants; the client must stop some time."""
         self._surplus += count
         if self._surplus > self._limits.http_pipelined_bytes_max:
+            self._limits.cuts.note("http_pipelined_bytes_max")
             self._linger()
 
     def _begin_next(self) -> bool:
@@ -282,7 +306,7 @@ class Http1Connection(asyncio.Protocol):
             self._close()
             return False
         self._h11.start_next_cycle()
-        self._has_request = False
+        self._has_request = self._is_head = False
         self._since = self._loop.time()
         held = bytes(self._held)
         self._held.clear()
@@ -353,8 +377,9 @@ class Http1Connection(asyncio.Protocol):
         transport = self._transport
         if data and transport is not None and not transport.is_closing():
             transport.write(data)
-            if transport.get_write_buffer_size() > self._limits.queued_bytes_max:
-                transport.abort()
+            passed = self._memory.requeue(transport.get_write_buffer_size())
+            if passed is not None:
+                self._cut(passed)
 
     # Ending
 
@@ -371,6 +396,7 @@ class Http1Connection(asyncio.Protocol):
         self._transport = self._exchange = self._receiver = None
         first = self._h11.trailing_data[0] + bytes(self._held)
         self._held.clear()
+        self._memory.requeue(0)  # what waits is the successor's
         protocol = successor(lambda: self._on_lost(self))
         self._successor = cast("Connection", protocol)
         if not self._is_reading:
@@ -385,11 +411,16 @@ class Http1Connection(asyncio.Protocol):
     def _drop_exchange(self) -> None:
         exchange, self._exchange = self._exchange, None
         self._receiver = None
+        self._memory.receive(-self._memory.received)
         if exchange is not None:
             exchange.cancel()
 
     def _refuse(self, refused: Refused) -> None:
         """Say what was wrong, if an answer has not begun, and end the connection."""
+        cuts = self._limits.cuts
+        cuts.note_told("http1", str(refused.status))
+        if refused.limit is not None:
+            cuts.note(refused.limit)
         has_begun = self._exchange is not None and self._exchange.has_begun
         self._drop_exchange()
         if has_begun:
@@ -402,7 +433,7 @@ class Http1Connection(asyncio.Protocol):
         body = b"%d %s: %s\n" % (refused.status, reason, refused.message.encode("ascii", "replace"))
         fields = [*TEXT, (b"Content-Length", b"%d" % len(body)), self._dates.field(), _CLOSE]
         response = h11.Response(status_code=refused.status, headers=fields, reason=reason)
-        for part in (response, h11.Data(data=body), h11.EndOfMessage()):
+        for part in (response, h11.Data(data=b"" if self._is_head else body), h11.EndOfMessage()):
             self._out.append(self._h11.send(part) or b"")
         self.flush()
         self._linger()

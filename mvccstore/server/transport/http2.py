@@ -40,7 +40,6 @@ from mvccstore.server.transport.frames import (
     PREFACE,
     PRIORITY,
     PRIORITY_FLAG,
-    PUSH_PROMISE,
     RST_STREAM,
     SETTINGS,
     STREAM_ID_MAX,
@@ -51,6 +50,7 @@ from mvccstore.server.transport.frames import (
     ProtocolError,
     StreamError,
     after_preface,
+    block_of,
     check_form,
     frame,
     goaway_frame,
@@ -61,8 +61,9 @@ from mvccstore.server.transport.frames import (
 )
 from mvccstore.server.transport.guard import Guard
 from mvccstore.server.transport.head import Head, HeadDecoder, check_trailers
-from mvccstore.server.transport.keepalive import Keepalive, Verdict
+from mvccstore.server.transport.keepalive import PING_IS_DUE, Keepalive
 from mvccstore.server.transport.limits import TransportLimits
+from mvccstore.server.transport.measured import MeasuredStream
 from mvccstore.server.transport.outgoing import FLUSH_BYTES, Outgoing
 from mvccstore.server.transport.page_stream import Pages, PageStream
 from mvccstore.server.transport.settings import ClientSettings, server_settings
@@ -109,6 +110,7 @@ class Http2Connection(Outgoing, asyncio.BufferedProtocol):
         self._heads = HeadDecoder(router, limits, "none" if pages is None else "all" if pages.is_alone else "beside")
         self._guard = Guard(limits, loop.time)
         self._streams: dict[int, WireStream] = {}
+        self._streams_max = min(limits.streams_max, limits.streams_open_max)
         self._rest = b""
         self._is_waiting = self._is_held = False
         """Whether `_rest` is more than the beginning of a frame; and not for a turn."""
@@ -121,9 +123,7 @@ class Http2Connection(Outgoing, asyncio.BufferedProtocol):
         self.last_id = 0
         self._draining = Draining(self, loop)
         self._has_settings = False
-        # A header block under way: its stream, flags of HEADERS, and what has come of it.
-        self._block: tuple[int, int, bytearray] | None = None
-        self._held = 0
+        self._block: tuple[int, int, bytearray] | None = None  # its stream, flags, and what has come of it
         self._keepalive = Keepalive(limits, loop.time())
 
     # The transport's calls
@@ -173,6 +173,8 @@ class Http2Connection(Outgoing, asyncio.BufferedProtocol):
             if self._awaited:
                 self._awaited, data = after_preface(self._awaited, data)
             self._receive(data)
+            if len(self._rest) < len(data):
+                self._keepalive.partial_at = None
         except ProtocolError as error:
             self._go_away(error.code, error.reason)
         except Exception:  # noqa: BLE001 - ends this connection, and no other
@@ -227,12 +229,14 @@ class Http2Connection(Outgoing, asyncio.BufferedProtocol):
         self._drop_rest()
         self._cancel_all()
         self.out.clear()
+        self._memory.read()
         self._on_lost(self)
 
     def _cancel_all(self) -> None:
         streams, self._streams = list(self._streams.values()), {}
         self._pending.clear()
         for stream in streams:
+            self._memory.receive(-stream.head.held_bytes)
             stream.cancel()
 
     def _drop_rest(self) -> None:
@@ -248,12 +252,13 @@ class Http2Connection(Outgoing, asyncio.BufferedProtocol):
         position, end = 0, len(data)
         frames, bytes_max = self.limits.slice_frames, self.limits.slice_bytes
         work_max = self._router.share()
-        answers_max = self.send_window - self._queued - self.limits.slice_answer_bytes
+        memory = self._memory
+        answers_max = self.send_window - memory.queued - self.limits.slice_answer_bytes
         while end - position >= FRAME_HEAD_BYTES:
             if self.work >= work_max or not self.is_writable:
                 self._wait(data[position:], is_held=True)
                 return
-            if frames == 0 or position >= bytes_max or self.send_window - self._queued < answers_max:
+            if frames == 0 or position >= bytes_max or self.send_window - memory.queued < answers_max:
                 self._wait(data[position:], is_held=False)
                 return
             frames -= 1
@@ -303,7 +308,7 @@ class Http2Connection(Outgoing, asyncio.BufferedProtocol):
             or data[start : start + MESSAGE_HEAD_BYTES] != b"\0" + len(message).to_bytes(4)
             or self._receive_window - size < self._window_bytes // 2
             or self._block is not None
-            or len(self._streams) >= self.limits.streams_max
+            or len(self._streams) >= self._streams_max
         ):
             return 0
         head = self._heads.kept_unary(block)
@@ -361,12 +366,8 @@ class Http2Connection(Outgoing, asyncio.BufferedProtocol):
     def _take_headers(self, flags: int, number: int, payload: bytes) -> None:
         if number % 2 == 0:
             raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "HEADERS on a stream that is not a client's")
-        if flags & PADDED:
-            payload = unpadded(payload)
-        if flags & PRIORITY_FLAG:
-            if len(payload) < 5:
-                raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "HEADERS is too short for its priority")
-            payload = payload[5:]  # passed over (RFC 9113 5.3.2)
+        if flags & (PADDED | PRIORITY_FLAG):
+            payload = block_of(flags, payload)
         if flags & END_HEADERS:
             self._take_block(flags, number, payload)
         else:
@@ -391,12 +392,15 @@ class Http2Connection(Outgoing, asyncio.BufferedProtocol):
         head = self._heads.decode(block)
         if number > self._draining.last_served:
             return
-        if len(self._streams) >= self.limits.streams_max:
+        if len(self._streams) >= self._streams_max:
+            self.limits.cuts.note("streams_max" if self._streams_max == self.limits.streams_max else "streams_open_max")
             raise StreamError(ErrorCode.REFUSED_STREAM, "too many calls at once")
         is_end = bool(flags & END_STREAM)
         if head.refusal is not None:
             self._refuse(head, number, is_end=is_end)
             return
+        if head.held_bytes:
+            self.hold_bytes(head.held_bytes)
         stream = self._streams[number] = self._stream(head, number)
         stream.is_half_closed = is_end
         stream.begin_call()
@@ -406,7 +410,8 @@ class Http2Connection(Outgoing, asyncio.BufferedProtocol):
     def _stream(self, head: Head, number: int) -> WireStream:
         page, window = head.page, self._settings.initial_window
         if page is None or self._pages is None:
-            return Stream(self._router, self, head, number, self.peer, window)
+            make = Stream if head.content_length is None else MeasuredStream
+            return make(self._router, self, head, number, self.peer, window)
         return PageStream(self._pages, self, page, number, self.peer, window)
 
     def _take_trailers(self, flags: int, number: int, block: bytes) -> None:
@@ -474,9 +479,6 @@ class Http2Connection(Outgoing, asyncio.BufferedProtocol):
             self._consider(stream)
         self._pump()
 
-    def _take_push(self, _flags: int, _number: int, _payload: bytes) -> None:
-        raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE from a client")
-
     def _take_ping(self, flags: int, _number: int, payload: bytes) -> None:
         if flags & ACK:
             self._draining.take_answer(payload)
@@ -484,9 +486,6 @@ class Http2Connection(Outgoing, asyncio.BufferedProtocol):
         self.out.append(frame(PING, ACK, 0, payload))
         self._guard.note_ping(has_streams=bool(self._streams), has_answered=self.has_answered)
         self.has_answered = False
-
-    def _take_goaway(self, _flags: int, _number: int, _payload: bytes) -> None:
-        """The client goes when its calls have ended; nothing changes for us."""
 
     def _take_window_update(self, _flags: int, number: int, payload: bytes) -> None:
         increment = int.from_bytes(payload) & WINDOW_BYTES_MAX
@@ -511,6 +510,7 @@ class Http2Connection(Outgoing, asyncio.BufferedProtocol):
 
     def _reset(self, number: int, code: ErrorCode) -> None:
         """End a stream by our side."""
+        self.limits.cuts.note_told("http2", code.name)
         self.out.append(rst_frame(number, code))
         self._end_stream(number)
         self._guard.note_reset()
@@ -520,12 +520,14 @@ class Http2Connection(Outgoing, asyncio.BufferedProtocol):
         stream = self._streams.pop(number, None)
         if stream is not None:
             self._pending.pop(stream, None)
+            self._memory.receive(-stream.head.held_bytes)
             stream.cancel()
             self.close_if_done()
 
     def _go_away(self, code: ErrorCode, reason: str) -> None:
         """End the connection by our side."""
         if self._transport is not None and not self._transport.is_closing():
+            self.limits.cuts.note_told("http2", code.name)
             self.out.append(goaway_frame(self.last_id, code, reason))
             self.flush()
             self._drop_rest()
@@ -548,24 +550,21 @@ class Http2Connection(Outgoing, asyncio.BufferedProtocol):
         transport = self._transport
         if transport is None:
             return
-        match self._keepalive.judge(now, is_closing=transport.is_closing(), has_settings=self._has_settings):
-            case Verdict.PING:
-                self.out.append(frame(PING, 0, 0, _KEEPALIVE_PING))
-                self.flush_soon()
-            case Verdict.GIVE_UP:
-                self.limits.cuts.note("keepalive_timeout_seconds")
-                self.abort()
-            case Verdict.WAIT:
-                pass
+        passed = self._keepalive.judge(
+            now,
+            is_closing=transport.is_closing(),
+            has_settings=self._has_settings,
+            has_rest=bool(self._rest) and not self._is_waiting,
+            block_at=None if self._block is None or self._is_waiting else self._guard.block_at,
+        )
+        if passed == PING_IS_DUE:
+            self.out.append(frame(PING, 0, 0, _KEEPALIVE_PING))
+            self.flush_soon()
+        elif passed is not None:
+            self.limits.cuts.note(passed)
+            self.abort()
 
-    # What the streams need, beside what is sent; see `Wire`
-
-    def hold_bytes(self, count: int) -> None:
-        """Count bytes of requests that are not complete."""
-        if count > 0 and self._held + count > self.limits.received_bytes_max:
-            self.limits.cuts.note("received_bytes_max")
-            raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "too many requests that are not complete")
-        self._held += count
+    # What the streams need, beside what `Outgoing` has; see `Wire`
 
     def begin_work(self, cost: int) -> None:
         """Count work of a call that is under way."""
@@ -581,6 +580,8 @@ class Http2Connection(Outgoing, asyncio.BufferedProtocol):
         number = stream.number
         if self._streams.pop(number, None) is not None:
             self._pending.pop(stream, None)
+            if stream.head.held_bytes:
+                self._memory.receive(-stream.head.held_bytes)
             if not stream.is_half_closed:
                 # It need not send the rest (RFC 9113 8.1).
                 self.out.append(rst_frame(number, ErrorCode.NO_ERROR))
@@ -592,9 +593,8 @@ _HANDLERS: dict[int, Callable[[Http2Connection, int, int, bytes], None]] = {
     PRIORITY: Http2Connection._take_priority,
     RST_STREAM: Http2Connection._take_rst,
     SETTINGS: Http2Connection._take_settings,
-    PUSH_PROMISE: Http2Connection._take_push,
     PING: Http2Connection._take_ping,
-    GOAWAY: Http2Connection._take_goaway,
+    GOAWAY: lambda *_: None,  # the client goes when its calls have ended; nothing changes for us
     WINDOW_UPDATE: Http2Connection._take_window_update,
     CONTINUATION: Http2Connection._take_continuation,
 }

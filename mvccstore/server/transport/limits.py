@@ -1,10 +1,13 @@
-"""What one connection may ask of the server. Each limit has a name, a default, and a test that goes beyond it."""
+"""What one connection may ask of the server. Each limit has a name, a default, a counter, and a test that goes beyond it.
+
+docs/limits.md has them all, with those of requests.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mvccstore.server.transport.counts import Cuts
+from mvccstore.server.transport.counts import Cuts, Totals
 from mvccstore.server.transport.frames import WINDOW_BYTES
 
 
@@ -20,10 +23,16 @@ class TransportLimits:
     """The most CONTINUATION frames of one header block."""
     streams_max: int = 2**31 - 1
     """The most calls at once: etcd's `--max-concurrent-streams`."""
+    streams_open_max: int = 65_536
+    """The most calls at once whatever `streams_max` says: etcd's default is more than any memory holds."""
     received_bytes_max: int = 64 << 20
-    """The most bytes of requests that are not complete yet."""
+    """The most bytes of requests that are not complete yet, and of large heads of calls under way."""
+    all_received_bytes_max: int = 512 << 20
+    """The most such bytes of all connections; see `memory`."""
     queued_bytes_max: int = 256 << 20
     """The most bytes of answers that wait for the client."""
+    all_queued_bytes_max: int = 1 << 30
+    """The most such bytes of all connections; see `memory`."""
     unread_bytes_max: int = 16 << 20
     """The most bytes of frames that no window holds back (statuses, acknowledgements) while the client does not read."""
     slice_frames: int = 64
@@ -42,6 +51,8 @@ class TransportLimits:
     """Nothing is read from a connection while more than this of it waits to be carried out."""
     all_waiting_bytes_max: int = 16 << 20
     """From so much that waits of all connections on, little is read of each, and nothing while some of it waits."""
+    gzip_members_max: int = 16
+    """The most members of one compressed request: each is copied to find the next."""
     window_bytes: int = 1 << 20
     """The window of each stream for what the client sends, 65,535 at least; the connection's is 16 times as large."""
     flood_seconds: float = 10.0
@@ -62,6 +73,10 @@ class TransportLimits:
     """A client that does not answer a ping for so long is gone: etcd's `--grpc-keepalive-timeout`."""
     handshake_seconds: float = 120.0
     """How long a client may take to begin: to send its preface, or its first request."""
+    frame_seconds: float = 300.0
+    """How long a frame of HTTP/2, or a header block, may take from its first byte to its last."""
+    connections_max: int = 0
+    """The most connections of one port; 0 for as many as the process may have files, but for some: etcd's."""
     tls_handshake_seconds: float = 10.0
     """How long the handshake of TLS may take."""
     http_head_bytes_max: int = 64 * 1024
@@ -88,6 +103,8 @@ class TransportLimits:
     """How long a message may take, from its first frame to its last."""
     cuts: Cuts = field(default_factory=Cuts, repr=False, compare=False)
     """How often which of these was passed, by all connections that go by this object."""
+    totals: Totals = field(default_factory=Totals, repr=False, compare=False)
+    """What they hold together."""
 
     def __post_init__(self) -> None:
         # A client may fill the window that all begin with before it learns of ours (RFC 9113 6.9.3).

@@ -1,6 +1,7 @@
 """The sending half of an HTTP/2 connection: what is to be written, and what waits for the client to take it.
 
-What it owns: `out`, which is written in this turn of the loop; the window for what we send; and which of the streams wait.
+What it owns: `out`, which is written in this turn of the loop; the window for what we send; which of the streams wait; and
+the count of what all of them hold (`Memory`), of requests as well.
 
 Invariants:
 
@@ -9,7 +10,8 @@ Invariants:
   it answers.
 * I2. `send_window` never goes below zero, nor that of a stream through what we send.
 * I3. `_pending` has the streams that wait for nothing but the connection: its window, or its client's reading.
-* I4. What waits for a client that does not read is bounded: DATA by `queued_bytes_max`, all else by `unread_bytes_max`.
+* I4. What waits for a client that does not read is bounded: DATA by `queued_bytes_max`, all else by `unread_bytes_max`,
+  and of all connections by `all_queued_bytes_max`.
 """
 
 from __future__ import annotations
@@ -21,8 +23,17 @@ from typing import Any
 
 from mvccstore.server.transport.blocks import TABLE_SIZE_0
 from mvccstore.server.transport.call import Peer
-from mvccstore.server.transport.frames import END_HEADERS, FRAME_BYTES_MAX, HEADERS, WINDOW_BYTES, frame
+from mvccstore.server.transport.frames import (
+    END_HEADERS,
+    FRAME_BYTES_MAX,
+    HEADERS,
+    WINDOW_BYTES,
+    ErrorCode,
+    ProtocolError,
+    frame,
+)
 from mvccstore.server.transport.limits import TransportLimits
+from mvccstore.server.transport.memory import Memory
 from mvccstore.server.transport.stream import WireStream
 
 _log = logging.getLogger("mvccstore.server")
@@ -48,8 +59,7 @@ class Outgoing:
         self._is_receiving = False
         """Whether `out` is written soon, as what has come is being carried out."""
         self._is_flush_planned = False
-        self._queued = 0
-        self._unread = 0
+        self._memory = Memory(limits)
 
     def pause_writing(self) -> None:
         """The client does not read: what is sent from now on waits in its stream."""
@@ -58,7 +68,7 @@ class Outgoing:
     def resume_writing(self) -> None:
         """The client reads again."""
         self.is_writable = True
-        self._unread = 0
+        self._memory.read()
         self._pump()
         self.flush()
 
@@ -83,12 +93,11 @@ class Outgoing:
         transport = self._transport
         if self.out and transport is not None and not transport.is_closing():
             data = b"".join(self.out)
-            if not self.is_writable:
-                self._unread += len(data)
-            if self._unread > self.limits.unread_bytes_max:
-                self._give_up("unread_bytes_max")
-            else:
+            passed = None if self.is_writable else self._memory.leave(len(data))
+            if passed is None:
                 transport.write(data)
+            else:
+                self._give_up(passed)
         self.out.clear()
 
     def _give_up(self, limit: str) -> None:
@@ -106,16 +115,23 @@ class Outgoing:
 
     def queue(self, stream: WireStream, count: int) -> None:
         """Count bytes that wait in a stream."""
-        self._queued += count
-        if self._queued > self.limits.queued_bytes_max:
-            self._give_up("queued_bytes_max")
+        passed = self._memory.queue(count)
+        if passed is not None:
+            self._give_up(passed)
             return
         self._consider(stream)
         self._pump()
 
     def unqueue(self, count: int) -> None:
         """Count bytes that wait no more."""
-        self._queued -= count
+        self._memory.queue(-count)
+
+    def hold_bytes(self, count: int) -> None:
+        """Count bytes of requests that are not complete."""
+        passed = self._memory.receive(count)
+        if passed is not None:
+            self.limits.cuts.note(passed)
+            raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "too many requests that are not complete")
 
     def _consider(self, stream: WireStream) -> None:
         if stream.can_pump:

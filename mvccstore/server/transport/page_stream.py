@@ -63,7 +63,6 @@ class PageStream:
     __slots__ = (
         "_exchange",
         "_handler",
-        "_head",
         "_held",
         "_is_ending",
         "_is_lingering",
@@ -77,6 +76,7 @@ class PageStream:
         "_was_unwritable",
         "_wire",
         "bucket",
+        "head",
         "is_half_closed",
         "number",
         "send_window",
@@ -86,7 +86,7 @@ class PageStream:
         self._handler = pages.handler
         self._make_date: Callable[[], tuple[bytes, bytes]] = pages.dates.field
         self._wire = wire
-        self._head = head
+        self.head = head
         self._peer = peer
         self.number = number
         """The stream's id."""
@@ -108,11 +108,12 @@ class PageStream:
 
     def begin_call(self) -> None:
         """Have the request served."""
-        head, refusal, path, query = self._head, self._head.refusal, "", ""
+        head, refusal, path, query = self.head, self.head.refusal, "", ""
         if refusal is None:
             try:
                 path, query = split_target(head.target.decode("latin-1"))
             except Refused as error:
+                self._note_told(str(error.status))
                 refusal = error.status, f"{error.status} Bad Request: {error.message}"
         request = HttpRequest(head.method.decode("latin-1"), path, query, Metadata(head.fields), self._peer, True)
         exchange = self._exchange = Exchange(self, request)
@@ -138,7 +139,7 @@ class PageStream:
         if is_end:
             self.is_half_closed = True
         self._received += len(payload)
-        length = self._head.length
+        length = self.head.length
         if length is not None and (self._received > length or (is_end and self._received < length)):
             raise StreamError(ErrorCode.PROTOCOL_ERROR, "the body has another length than was said")
         exchange, receiver = self._exchange, self._receiver
@@ -193,10 +194,12 @@ class PageStream:
 
     def expire(self) -> None:
         """The body takes too long, or what nobody wants of it."""
+        cuts = self._wire.limits.cuts
         if self._is_lingering:
+            cuts.note("http_linger_seconds")
             self._forget()
         else:
-            self._wire.limits.cuts.note("http_body_seconds")
+            cuts.note("http_body_seconds")
             self._refuse(408, b"408 Request Timeout: the request takes too long\n")
 
     def cancel(self) -> None:
@@ -218,15 +221,20 @@ class PageStream:
         if exchange is None or exchange.is_done:
             return
         if exchange.has_begun:
+            self._note_told(ErrorCode.INTERNAL_ERROR.name)
             self.cancel()
             self._wire.out.append(rst_frame(self.number, ErrorCode.INTERNAL_ERROR))
             self.is_half_closed = True
             self._forget()
             return
+        self._note_told(str(status))
         cancel = exchange.on_cancel
         exchange.respond(status, TEXT, text)
         if cancel is not None:
             cancel()
+
+    def _note_told(self, what: str) -> None:
+        self._wire.limits.cuts.note_told("http2", what)
 
     # Sending: for the exchange
 

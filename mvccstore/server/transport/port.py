@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
+import sys
 from collections.abc import Callable
 from typing import Protocol, cast
 
@@ -23,6 +25,7 @@ from mvccstore.server.transport.turns import Turns
 
 _LOOK_SECONDS = 1.0
 _ACCEPTED_A_TURN = 64
+_FILES_KEPT = 150
 
 
 class Connection(Protocol):
@@ -67,7 +70,8 @@ class Port:
         pages: Pages | None = None,
     ) -> None:
         self._router = router
-        self._limits = limits
+        self.limits = limits
+        self._connections_max = limits.connections_max or _files_max()
         self._http = http
         self._is_grpc = is_grpc
         self._handshakes = handshakes
@@ -133,7 +137,7 @@ class Port:
     def _new_protocol(self) -> asyncio.BaseProtocol:
         if self._handshakes is None:
             return _Greeter(self)
-        return SecureTransport(lambda: _Greeter(self), self._handshakes, self._limits, self, self._note_rejected)
+        return SecureTransport(lambda: _Greeter(self), self._handshakes, self.limits, self, self._note_rejected)
 
     def _note_rejected(self) -> None:
         self.rejected += 1
@@ -148,7 +152,7 @@ class Port:
                 transport.abort()
                 return
             protocol = Http2Connection(
-                *(self._router, self._limits, peer, self._loop, self._deadlines, self.turns),
+                *(self._router, self.limits, peer, self._loop, self._deadlines, self.turns),
                 on_lost=self._connections_discard,
                 pages=self._pages,
             )
@@ -180,15 +184,13 @@ class Port:
                 self._loop.call_exception_handler(told)
                 connection.abort()
 
-    @property
-    def handshake_seconds(self) -> float:
-        """How long a connection may say nothing at first."""
-        return self._limits.handshake_seconds
-
     def greet(self, greeter: Connection) -> None:
-        """Keep a connection that has not said anything; not if it was accepted at the last moment."""
+        """Keep a connection that has not said anything; not one too many, nor if it was accepted at the last moment."""
         self._connections[greeter] = None
-        if self._timer is None or self.is_refusing:
+        if len(self._connections) > self._connections_max:
+            self.limits.cuts.note("connections_max")
+            greeter.abort()
+        elif self._timer is None or self.is_refusing:
             greeter.abort()
 
     def part(self, greeter: Connection) -> None:
@@ -276,8 +278,16 @@ class _Greeter(asyncio.Protocol):
 
     def look_after(self, now: float) -> None:
         """Give up one that says nothing."""
-        if now - self._since > self._port.handshake_seconds:
+        limits = self._port.limits
+        if now - self._since > limits.handshake_seconds:
+            limits.cuts.note("handshake_seconds")
             self.abort()
+
+
+def _files_max() -> int:
+    """Return how many connections the process has files for: as etcd, all but some that the store and others need."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if most == resource.RLIM_INFINITY else max(most - _FILES_KEPT, most // 2)
 
 
 def _address(transport: asyncio.BaseTransport) -> str:

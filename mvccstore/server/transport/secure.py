@@ -183,6 +183,7 @@ class SecureTransport(asyncio.Transport, asyncio.BufferedProtocol):
             except ssl.SSLWantReadError:
                 break
             except ssl.SSLError:  # it is no TLS any more (I3)
+                self._limits.cuts.note_told("tls", "broken")
                 self._flush()
                 self.abort()
                 return
@@ -192,7 +193,8 @@ class SecureTransport(asyncio.Transport, asyncio.BufferedProtocol):
                 return
             self._above.data_received(data)
         self._flush()  # what OpenSSL answers by itself
-        if self.get_write_buffer_size() > self._limits.queued_bytes_max:
+        if self.get_write_buffer_size() > self._limits.queued_bytes_max and not self._is_closing:
+            self._limits.cuts.note("queued_bytes_max")
             self.abort()
 
     def _flush(self) -> None:

@@ -1,4 +1,4 @@
-"""What a client's SETTINGS say (RFC 9113 6.5), as far as a server of gRPC has to know it."""
+"""SETTINGS (RFC 9113 6.5): ours, and what a client's say as far as a server of gRPC has to know it."""
 
 from __future__ import annotations
 

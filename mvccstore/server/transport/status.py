@@ -28,12 +28,17 @@ class Code(IntEnum):
 
 
 class RpcError(Exception):
-    """A call that failed: what its client is told."""
+    """A call that failed: what its client is told.
 
-    def __init__(self, code: Code, message: str) -> None:
+    Args:
+        limit: The name of the limit that the call passed, which is counted.
+    """
+
+    def __init__(self, code: Code, message: str, limit: str | None = None) -> None:
         super().__init__(code, message)
         self.code = code
         self.message = message
+        self.limit = limit
 
     def __str__(self) -> str:
         return f"{self.code.name}: {self.message}"

@@ -31,7 +31,7 @@ from mvccstore.server.transport.frames import (
     StreamError,
     window_frame,
 )
-from mvccstore.server.transport.head import Head
+from mvccstore.server.transport.head import Head, PageHead
 from mvccstore.server.transport.limits import TransportLimits
 from mvccstore.server.transport.status import Code, RpcError
 
@@ -39,8 +39,6 @@ MESSAGE_HEAD_BYTES = 5
 """Before each message: whether it is compressed, and its length."""
 _NO_REQUEST = "cardinality violation: received no request message from non-client-streaming RPC"
 _JOINED_BYTES_MAX = 65_536
-_GZIP_MEMBERS_MAX = 16
-"""Of one request: what follows a member is copied to be read, so that many would take the square of their number."""
 _DEFLATED_BYTES_MAX = 1 << 20
 """Larger answers are sent as they are, also to who takes gzip: the loop's thread has others to serve."""
 
@@ -63,6 +61,11 @@ class WireStream(Protocol):
 
     number: int
     is_half_closed: bool
+
+    @property
+    def head(self) -> Head | PageHead:
+        """What it began with."""
+        ...
 
     @property
     def can_pump(self) -> bool:
@@ -251,7 +254,7 @@ class Stream(Call):
                 length = int.from_bytes(incoming[position + 1 : position + MESSAGE_HEAD_BYTES])
                 if length > limit:
                     message = f"grpc: received message larger than max ({length} vs. {limit})"
-                    raise RpcError(Code.RESOURCE_EXHAUSTED, message)
+                    raise RpcError(Code.RESOURCE_EXHAUSTED, message, "message_bytes_max")
                 stop = position + MESSAGE_HEAD_BYTES + length
                 if stop > len(incoming):
                     break
@@ -293,9 +296,10 @@ class Stream(Call):
             raise RpcError(Code.INTERNAL, f"grpc: received unexpected payload format {flag}")
         if not self.head.is_gzip:
             raise RpcError(Code.INTERNAL, "grpc: compressed flag set with identity or empty encoding")
-        limit = self._wire.limits.message_bytes_max
+        limits = self._wire.limits
+        limit = limits.message_bytes_max
         plain = b""
-        for _ in range(_GZIP_MEMBERS_MAX):
+        for _ in range(limits.gzip_members_max):
             inflater = zlib.decompressobj(wbits=31)
             try:
                 plain += inflater.decompress(message, limit + 1 - len(plain))
@@ -303,14 +307,15 @@ class Stream(Call):
                 raise RpcError(Code.INTERNAL, f"grpc: failed to read decompressed data: {error}") from None
             if len(plain) > limit:
                 text = f"grpc: received message after decompression larger than max {limit}"
-                raise RpcError(Code.RESOURCE_EXHAUSTED, text)
+                raise RpcError(Code.RESOURCE_EXHAUSTED, text, "message_bytes_max")
             if not inflater.eof:
                 raise RpcError(Code.INTERNAL, "grpc: failed to read decompressed data: unexpected EOF")
             message = inflater.unused_data
             if not message:
                 return plain
             # What follows is another member (RFC 1952 2.2).
-        raise RpcError(Code.INTERNAL, f"grpc: failed to read decompressed data: more than {_GZIP_MEMBERS_MAX} members")
+        text = f"grpc: failed to read decompressed data: more than {limits.gzip_members_max} members"
+        raise RpcError(Code.INTERNAL, text, "gzip_members_max")
 
     def _end(self) -> None:
         if self._incoming:

@@ -37,6 +37,7 @@ from mvccstore.server.transport.frames import ProtocolError
 from mvccstore.server.transport.guard import Guard
 from mvccstore.server.transport.http1_head import HttpRequest
 from mvccstore.server.transport.limits import TransportLimits
+from mvccstore.server.transport.memory import Memory
 
 _log = logging.getLogger("mvccstore.server")
 
@@ -160,6 +161,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._heard_at = self._since = self._loop.time()
         self._pinged_at: float | None = None
         self._left_bytes = 0
+        self._memory = Memory(limits)
 
     # The transport's calls
 
@@ -205,6 +207,7 @@ class WebSocketConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """The client reads again."""
         self._stalled_at = None
+        self._memory.requeue(self.queued_bytes)
         self._set_reading()
         if self._exchange is not None and self._exchange.on_writable is not None:
             self._exchange.on_writable()
@@ -213,6 +216,7 @@ class WebSocketConnection(asyncio.Protocol):
         """Tell who answers."""
         self._transport = None
         self._drop_exchange()
+        self._memory.requeue(0)
         self._on_lost()
 
     # The port's calls
@@ -238,22 +242,29 @@ class WebSocketConnection(asyncio.Protocol):
             if queued != self._left_bytes:
                 self._left_bytes, self._since = queued, now
             elif now - self._since > (limits.http_stall_seconds if queued else limits.http_linger_seconds):
-                self.abort()
+                self._cut("http_stall_seconds" if queued else "http_linger_seconds")
         elif self._stalled_at is not None:
             if not is_open_ended and now - self._stalled_at > limits.http_stall_seconds:
-                self.abort()
+                self._cut("http_stall_seconds")
         elif self._message_at is not None:
             if now - self._message_at > limits.websocket_message_seconds:
+                limits.cuts.note("websocket_message_seconds")
                 self._break_off(CloseReason.POLICY_VIOLATION, "the message takes too long")
         elif not is_open_ended and not self._has_message:
             if now - self._since > limits.http_body_seconds:
+                limits.cuts.note("http_body_seconds")
                 self._break_off(CloseReason.POLICY_VIOLATION, "the request takes too long")
         elif self._pinged_at is not None:
             if now - self._pinged_at > limits.keepalive_timeout_seconds:
-                self.abort()
+                self._cut("keepalive_timeout_seconds")
         elif now - self._heard_at > limits.keepalive_seconds:
             self._pinged_at = now
             self._send(Ping())
+
+    def _cut(self, limit: str) -> None:
+        """End the connection at once, as it has passed a limit."""
+        self._limits.cuts.note(limit)
+        self.abort()
 
     # Reading
 
@@ -275,11 +286,17 @@ class WebSocketConnection(asyncio.Protocol):
         """Add to the message, and pass it on if it is complete."""
         if self._message_at is None:
             self._message_at = self._loop.time()
-        data = event.data
-        self._message += data.encode() if isinstance(data, str) else data
+        data = event.data.encode() if isinstance(event.data, str) else event.data
+        self._message += data
         self._fragments += event.frame_finished
         limits = self._limits
-        if len(self._message) > limits.http_body_bytes_max or self._fragments > limits.websocket_fragments_max:
+        passed = self._memory.receive(len(data))
+        if len(self._message) > limits.http_body_bytes_max:
+            passed = "http_body_bytes_max"
+        elif self._fragments > limits.websocket_fragments_max:
+            passed = "websocket_fragments_max"
+        if passed is not None:
+            limits.cuts.note(passed)
             self._break_off(CloseReason.MESSAGE_TOO_BIG, "the message is too big")
         elif event.message_finished:
             self._message += b"\n"
@@ -290,6 +307,7 @@ class WebSocketConnection(asyncio.Protocol):
                 self._receiver.data(message)
 
     def _forget_message(self) -> None:
+        self._memory.receive(-self._memory.received)
         self._message.clear()
         self._fragments = 0
         self._message_at = None
@@ -339,8 +357,9 @@ class WebSocketConnection(asyncio.Protocol):
 
     def flush_soon(self, _count: int) -> None:
         """Nothing was held back. Give up a client that leaves too much unread."""
-        if self.queued_bytes > self._limits.queued_bytes_max:
-            self.abort()
+        passed = self._memory.requeue(self.queued_bytes)
+        if passed is not None:
+            self._cut(passed)
 
     def _send(self, event: Event) -> None:
         transport = self._transport
@@ -364,6 +383,8 @@ class WebSocketConnection(asyncio.Protocol):
     def _break_off(self, code: int, reason: str) -> None:
         """Close whatever is under way, and wait no longer for what was begun."""
         self._is_deaf = code != CloseReason.GOING_AWAY  # their answer to that one is a frame as any other
+        if self._is_deaf:
+            self._limits.cuts.note_told("websocket", str(int(code)))
         self._drop_exchange()
         self._close(code, reason)
         transport = self._transport
