@@ -88,7 +88,15 @@ class Asked:
 
     fail = fail_with
 
-    def run(self, work: Any) -> None:
+    def begin_work(self, cost: int = 1) -> None:
+        pass
+
+    end_work = begin_work
+
+    def note_worked(self) -> None:
+        pass
+
+    def run(self, work: Any, _cost: int = 0) -> None:
         asyncio.ensure_future(work).add_done_callback(self._take)
 
     def _take(self, task: asyncio.Task[bytes | None]) -> None:
