@@ -35,7 +35,7 @@ S = text(b"s")
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """Wait for so many messages."""
+    """Wait for so many messages; those of events by watcher, as how watchers are interleaved is left to the server."""
 
     number: int
 
@@ -106,7 +106,9 @@ def opening(web: Socket) -> Any:
 def played(player: Player, web: Socket, path: str, step: Step) -> Any:
     match step:
         case Take(number):
-            return [answer(player, path, web.answer()) for _ in range(number)]
+            found = [answer(player, path, web.answer()) for _ in range(number)]
+            is_of_events = all(isinstance(one, dict) and "events" in one for one in found)
+            return sorted(found, key=lambda one: str(one.get("watch_id"))) if is_of_events else found
         case Pinged(payload):
             web.send(Ping(payload))
             event = web.receive()
