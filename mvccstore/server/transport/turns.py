@@ -1,6 +1,7 @@
 """Whose turn it is: what the connections of a port want carried out beyond a slice each, one slice after the other.
 
-What it owns: the connections that wait for their turn, and the memory that all of them read into.
+What it owns: the connections that wait for their turn. All of them, and those of other servers on the same thread, read
+into the same memory.
 
 How it is fair: what a connection sends is carried out at once as far as one slice goes (`slice_frames`). Who has sent
 more waits here, and each turn of the loop goes round those who wait for `turn_seconds`, a slice of each. While anybody
@@ -20,6 +21,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Protocol
 
@@ -28,6 +30,16 @@ from mvccstore.server.transport.limits import TransportLimits
 
 _READ_BYTES = 256 * 1024
 _READ_BYTES_SMALL = 4 * 1024
+
+
+class _OfThread(threading.local):
+    """What the loops of a thread read into, all servers of it: what is there is taken before another read."""
+
+    def __init__(self) -> None:
+        self.memory = memoryview(bytearray(_READ_BYTES))
+
+
+_of_thread = _OfThread()
 
 
 class Waiting(Protocol):
@@ -54,8 +66,6 @@ class Turns:
         self._is_planned = False
         self._begun = 0
         """How often something has come since the last turn of those who wait, or what is as good as that."""
-        self._memory = memoryview(bytearray(_READ_BYTES))
-        self._memory_small = self._memory[:_READ_BYTES_SMALL]
         self.waiting_bytes = 0
         """Of all connections, whatever they wait for."""
 
@@ -78,11 +88,12 @@ class Turns:
 
     def buffer(self) -> memoryview:
         """Return where the next bytes of any connection are read into. They are `taken` before any others come."""
-        return self._memory if self.waiting_bytes < self._limits.all_waiting_bytes_max else self._memory_small
+        memory = _of_thread.memory
+        return memory if self.waiting_bytes < self._limits.all_waiting_bytes_max else memory[:_READ_BYTES_SMALL]
 
     def taken(self, size: int) -> bytes:
         """Return a copy of what was read."""
-        return bytes(self._memory[:size])
+        return bytes(_of_thread.memory[:size])
 
     def _plan(self) -> None:
         if self._queue and not self._is_planned:
