@@ -166,11 +166,13 @@ class Writer:
             return
         self._is_stopped = True
         self._hand_over()
-        if self.under_way:
-            self._drained = self._loop.create_future()
-            await self._drained
-        if self._thread is not None:
+        try:
+            if self.under_way:
+                self._drained = self._loop.create_future()
+                await self._drained
+        finally:  # also if nobody waits for it any more
             self._inbox.put(None)
+        if self._thread is not None:
             await self._loop.run_in_executor(None, self._thread.join)
 
     # The thread's side

@@ -278,8 +278,10 @@ def test_once_it_has_stopped_everything_is_refused(gated: Gated) -> None:
 def test_in_memory_small_requests_need_no_thread_unless_somebody_else_writes(open_store: Open) -> None:
     store = open_store(engine="memory")
 
+    before = set(threading.enumerate())
+
     def others() -> int:
-        return sum(thread.name == "mvccstore-server-writer" for thread in threading.enumerate())
+        return sum(thread.name == "mvccstore-server-writer" for thread in set(threading.enumerate()) - before)
 
     async def main() -> None:
         writer, answers = new_writer(store), Answers()
