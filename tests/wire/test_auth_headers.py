@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from mvccstore.server.messages import rpc
@@ -75,12 +75,23 @@ METADATA: tuple[Headers, ...] = (
 )
 
 
+_RESETS_MAX = 9
+
+
 def filled(headers: Headers, tokens: dict[str, str]) -> Headers:
     return tuple((name, value.format(**tokens)) for name, value in headers)
 
 
 def post(target: str, path: str, headers: Headers) -> tuple[int, object]:
     """Ask by JSON, with headers as they are; return the status and what the error says."""
+    for _ in range(_RESETS_MAX):
+        # etcd closes with the body unread where the head is bad: then the answer may be lost on its way.
+        with suppress(ConnectionResetError):
+            return _post(target, path, headers)
+    return _post(target, path, headers)
+
+
+def _post(target: str, path: str, headers: Headers) -> tuple[int, object]:
     host, _, port = target.rpartition(":")
     with closing(http.client.HTTPConnection(host, int(port), timeout=SECONDS)) as connection:
         connection.putrequest("POST", path)
