@@ -46,8 +46,8 @@ def open_store(
             still work, and make room.
         retention: History to keep; older is compacted by itself. Without one, all history stays.
         journal: Commit to a journal beside the file, and to the file later, many commits at once: with `fsync` and
-            on LMDB alone. A write is as durable as without, and takes a third of the time; other processes that read
-            the file see it up to a quarter of a second later.
+            on LMDB alone. A write is as durable as without, and takes two thirds of the time (284 us against 415, one
+            thread); other processes that read the file see it two seconds later or, under load, as soon as 4,000 have come.
         clock: Where time comes from; a test's own, or the system's.
         replicator: Makes what decides when a write may be applied; by default, at once.
 

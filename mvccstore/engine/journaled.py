@@ -18,7 +18,7 @@ Invariants:
 A transaction that takes entries out of the index, or is large, or does anything else that a layer cannot hold, goes to
 the tables directly: what was committed is carried over first, then what it did is done again there.
 
-Other processes that read the file see what was carried over: up to `CARRY_SECONDS` less.
+Other processes that read the file see what was carried over: `CARRY_SECONDS` less, or two layers.
 """
 
 from __future__ import annotations

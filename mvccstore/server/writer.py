@@ -11,7 +11,7 @@ Invariants:
 * I2. The callback of each is called once, on the loop, in that order, after the commit is as durable as the store
   promises; not at all once the loop is closed.
 * I3. One batch is under way at a time: `_is_busy`, from when it is handed over until its answers are delivered.
-* I4. Requests under way are counted. Whoever submits for clients keeps the count at `UNDER_WAY_MAX`.
+* I4. Requests under way are counted. Whoever submits for clients bounds the count: see `node.REFUSED_ABOVE`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _Job = tuple[WriteRequest | Callable[[], object], Callable[..., None]]
 _CLOCK = SystemClock()
 """Whatever time it is in the store: this is for how long its disk takes."""
 UNDER_WAY_MAX = 5_000
-"""etcd's limit of the gap between what is committed and what is applied: more is `too many requests`."""
+"""etcd's limit of the gap between what is committed and what is applied. Here, clients wait from it on."""
 
 
 _HERE_MAX = 100
