@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from mvccstore import EngineOptions, Store
 from mvccstore.engine import register_engine
-from mvccstore.engine.journaled import JournaledEngine, open_lmdb
+from mvccstore.engine.journaled import JournaledEngine, _carry, open_lmdb
 from mvccstore.engine.lmdb import LmdbEngine
 
 NAME = "journaled"
@@ -29,6 +29,13 @@ def put_aside(engine: JournaledEngine) -> None:
     with engine._mutex:
         if engine._shown[0].layers[0].count and len(engine._shown[0].layers) == 1:
             engine._put_aside()
+
+
+def carry_and_keep(engine: JournaledEngine) -> None:
+    """Have the tables have the layer that was put aside, and that stay: what is so between two steps of the thread."""
+    with engine._carrying:
+        for layer in engine._shown[0].layers[1:]:
+            _carry(engine.base, layer)
 
 
 def kill(engine: JournaledEngine) -> None:

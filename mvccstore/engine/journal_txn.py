@@ -139,11 +139,18 @@ class JournalView:
     def entries(self, key: bytes, start: bytes, limit: int, /, *, reverse: bool = False) -> list[bytes]:
         """One seek and `limit` steps, and one for each version of the layers."""
         here = [entry for nodes in self._indexes for entry in entries_of(nodes.get(key), self._at)]
-        if not reverse:
-            found = [entry for entry in here if entry >= start][:limit]
-            return found + self._base.entries(key, start, limit - len(found)) if len(found) < limit else found
-        found = self._base.entries(key, start, limit, reverse=True)
-        return (found + [entry for entry in reversed(here) if entry <= start])[:limit]
+        if not here:
+            return self._base.entries(key, start, limit, reverse=reverse)
+        # A layer stays until it was carried over: its entries may be in the tables, too, and all others there are older.
+        oldest = here[-1]
+        if reverse:
+            found = [entry for entry in self._base.entries(key, start, limit, reverse=True) if entry > oldest]
+            return (found + [entry for entry in reversed(here) if entry <= start])[:limit]
+        found = [entry for entry in here if entry >= start][:limit]
+        if len(found) < limit:
+            below = self._base.entries(key, max(start, oldest), limit - len(found) + 1)
+            found += [entry for entry in below if entry > oldest]
+        return found[:limit]
 
     def length(self, table: Table | None, /) -> int:
         """No lookup."""

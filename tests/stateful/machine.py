@@ -27,7 +27,7 @@ from mvccstore.types import (
     check_keys,
     check_revision,
 )
-from tests.journaled import kill_store, open_journaled, put_aside
+from tests.journaled import carry_and_keep, kill_store, open_journaled, put_aside
 from tests.stateful import strategies as some
 from tests.stateful.etcd_hash import hash_kv
 
@@ -524,6 +524,10 @@ class JournaledMachine(StoreMachine):
     @rule()
     def begin_a_layer(self) -> None:
         put_aside(self.opened)
+
+    @rule()
+    def carry_a_layer_and_keep_it(self) -> None:
+        carry_and_keep(self.opened)
 
     @rule()
     def be_killed(self) -> None:

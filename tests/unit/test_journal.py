@@ -23,7 +23,7 @@ from mvccstore.engine.lmdb import LmdbEngine
 from mvccstore.engine.lmdb_txn import LmdbView, LmdbWrite
 from mvccstore.tables import RetryWrite, Table
 from tests.concurrency.bench import run_program
-from tests.journaled import kill, kill_store, put_aside
+from tests.journaled import carry_and_keep, kill, kill_store, put_aside
 from tests.unit.engine_kit import add, entry, everything, look, put, write
 
 SECONDS = 30
@@ -165,6 +165,10 @@ def test_views_keep_what_they_saw_while_layers_come_and_go(open_engine: Open) ->
         views.append(engine.read())
         if n % 7 == 3:
             put_aside(engine)
+        if n % 7 == 4:
+            carry_and_keep(engine)
+            views.pop().close()
+            views.append(engine.read())
         if n % 7 == 5:
             engine.sync()
     assert {len(view._stack.layers) for view in views if isinstance(view, JournalView)} == {1, 2}
