@@ -3,8 +3,8 @@
 Invariants:
 
 * I1. `_rows` is the range at the revision `_watcher.revision`, if there is a watcher.
-* I2. Whatever was committed after that has set `_new.is_set`, before its writer was answered. So a look that
-  finds it unset needs no more than the dict.
+* I2. Whatever was committed after that has set `_new.is_set`, before its writer was answered; and it is set while
+  somebody catches up. So a look that finds it unset needs no more than the dict.
 
 There is no thread: the watcher only raises a flag, and the next look takes what it has.
 """
@@ -30,8 +30,8 @@ class _Flag:
 
     __slots__ = ("is_set",)
 
-    def __init__(self) -> None:
-        self.is_set = True
+    def __init__(self, *, is_set: bool) -> None:
+        self.is_set = is_set
 
     def set(self) -> None:
         """Say so."""
@@ -47,7 +47,7 @@ class MirrorSteps(Mapping[bytes, KeyValue]):
         self._keys = KeyRange.prefix(prefix)
         self._is_closed = False
         self._lock = threading.Lock()  # guards the watcher, and the rows while they change; taken before the hub's
-        self._new = _Flag()
+        self._new = _Flag(is_set=True)
         self._rows: dict[bytes, KeyValue] = {}
         self._watcher: Watcher | None = None
         self._catch_up()
@@ -57,26 +57,28 @@ class MirrorSteps(Mapping[bytes, KeyValue]):
         with self._lock:
             if self._is_closed:
                 raise ClosedError(_WHAT)
+            self._new.is_set = True  # whoever looks meanwhile waits for the lock
             watcher, self._watcher = self._watcher, None
             try:
                 while True:
                     watcher = watcher or self._load()
-                    self._new.is_set = False
+                    new = _Flag(is_set=False)
                     try:
                         self._take(watcher)
-                        is_all = watcher.listen(self._new.set)
+                        is_all = watcher.listen(new.set)
                     except CompactedError:
                         watcher = None
                         continue
                     if is_all:
                         break
                 if watcher.look_again_in() is not None:  # it is not told, as another process writes
-                    self._new.is_set = True
+                    new.is_set = True
             except BaseException:
                 # Perhaps between taking and applying: without a watcher, the next look loads all anew.
                 self._new.is_set = True
                 raise
             self._watcher = watcher
+            self._new = new
             return watcher.revision
 
     def _load(self) -> Watcher:

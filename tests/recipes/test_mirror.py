@@ -7,14 +7,15 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
 
 import mvccstore
-from mvccstore import ClosedError, KeyRange, Op, Store
+from mvccstore import ClosedError, KeyRange, KeyValue, Op, Store, Watcher
 from mvccstore.recipes import Mirror
+from mvccstore.recipes.mirror import MirrorSteps
 from tests.recipes.recipes_kit import SECONDS
 
 A = KeyRange.prefix(b"a/")
@@ -87,6 +88,27 @@ def test_threads_see_whole_revisions_and_their_own_writes(store: Store, pool: Th
 
         for each in [pool.submit(write, name) for name in range(6)]:
             each.result(SECONDS)
+
+
+def test_whoever_looks_while_another_catches_up_waits_for_that(
+    store: Store, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put(b"a/1", b"1")
+    with store.mirror(b"a/") as mirror:
+        looks: list[Future[KeyValue]] = []
+        take = MirrorSteps._take
+
+        def take_late(self: MirrorSteps, watcher: Watcher) -> None:
+            if not looks:
+                store.put(b"a/1", b"3")
+                looks.append(pool.submit(mirror.__getitem__, b"a/1"))
+                wait(looks, 0.05)  # on time only if it does not wait
+            take(self, watcher)
+
+        monkeypatch.setattr(MirrorSteps, "_take", take_late)
+        store.put(b"a/1", b"2")
+        assert mirror[b"a/1"].value == b"3"
+        assert looks[0].result(SECONDS).value == b"3"
 
 
 def test_waiting_for_a_revision(store: Store, pool: ThreadPoolExecutor) -> None:
