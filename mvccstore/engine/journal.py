@@ -2,18 +2,24 @@
 
 One record is one commit. It is written and synced before anybody sees the commit, which is one write in one place,
 where a tree syncs twice and writes nine pages in nine places. When the tables have been written and synced, the file
-is made empty, and that is synced too before anything else changes the tables. So a crash at any instant leaves a
+is marked as empty, and that is synced too before anything else changes the tables. So a crash at any instant leaves a
 journal that fits: carrying it out again, in order, on tables that have some of it changes nothing.
 
-    head     magic 8, number of the tables' last transaction 8; written with the first record
-    record   magic 4, length of the payload 4, number of the commit 8, CRC-32 of number and payload 4; payload
+    head     magic 8, number of the tables' last transaction 8, number of the first commit 8 or 0 for an empty file,
+             salt 4, CRC-32 of all these 4; written with the first record
+    record   magic 4, length of the payload 4, number of the commit 8, CRC-32 of salt, number and payload 4; payload
 
 A payload is a msgpack array: operation, key, value, operation, key, value, ...
+
+The file is not cut when it is emptied, but written over, and it grows by zeros ahead of the records: a sync of what
+does not change a file's length has no work of the file system's in it, and does not wait for that of others. So old
+records lie behind the new ones. They have lower numbers and another salt, which nobody can know whose values are in
+the file: no value can be taken for a record.
 
 Invariants:
 
 * I1. The numbers of the records count up by one.
-* I2. Behind the last whole record there is at most a part of one that nobody was told of.
+* I2. Behind the last whole record there is at most a part of one that nobody was told of, before old ones and zeros.
 * I3. The head names the tables' transaction on which the records stand. No other can follow while the file has
   records but those that carry out records. A journal beside other tables is refused.
 
@@ -36,8 +42,13 @@ from mvccstore.errors import CorruptError, FormatError, StorageError
 DELETE, ADD = 100, 200
 """Operations; numbers below are puts to the table with that number, from DELETE on deletes."""
 
-_HEAD = Struct(">8sQ")
-_HEAD_MAGIC = b"mvccjrn1"
+_HEAD = Struct(">8sQQI")
+_HEAD_MAGIC = b"mvccjrn2"
+_HEAD_BYTES = _HEAD.size + 4
+_STEP_BYTES = 256 << 10
+"""The file grows by so much: a commit in some hundred pays for it."""
+_SEARCH_TIMES = 8
+_ZEROS = memoryview(bytes(_STEP_BYTES))
 _RECORD = Struct(">4sIQI")
 _RECORD_MAGIC = b"\xf0JR\x01"
 _OPERATION_PARTS = 3
@@ -54,14 +65,20 @@ def journal_names(path: str) -> tuple[str, str]:
 
 
 def is_journal_left(path: str) -> bool:
-    """Say whether the store at `path` has a journal that was not carried out. Two system calls."""
-    for name in journal_names(path):
-        try:
-            if Path(name).stat().st_size > 0:
-                return True
-        except OSError:
-            continue
-    return False
+    """Say whether the store at `path` has a journal that was not carried out. A few system calls."""
+    return any(_first_of(name) != 0 for name in journal_names(path))
+
+
+def _first_of(name: str) -> int | None:
+    """Return the number of the first commit in a file, 0 if there is none; None if that cannot be told."""
+    try:
+        with Path(name).open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except OSError:
+        return 0
+    if len(head) < _HEAD_BYTES or not any(head):
+        return 0
+    return _HEAD.unpack_from(head)[2] if _is_whole(head) else None
 
 
 def remove_journal(path: str) -> None:
@@ -90,6 +107,9 @@ class Journal:
         self._name = name
         self._sync_commits = sync_commits
         self._failure: StorageError | None = None
+        self._salt = 0
+        self.size_bytes = 0
+        """How long the file is."""
         try:
             self._fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         except OSError as error:
@@ -115,19 +135,31 @@ class Journal:
         if self._failure is not None:
             raise self._failure
         payload = pack(operations)
-        record = _RECORD.pack(_RECORD_MAGIC, len(payload), number, _checksum(number, payload))
-        parts = [record, payload] if end else [_HEAD.pack(_HEAD_MAGIC, base), record, payload]
+        head = b"" if end else self._new_head(base, number)
+        record = _RECORD.pack(_RECORD_MAGIC, len(payload), number, _checksum(self._salt, number, payload))
+        parts = [head, record, payload]
         size = sum(map(len, parts))
+        stop = end + size
         try:
-            written = os.pwritev(self._fd, parts, end)
+            if stop > self.size_bytes:
+                written = os.pwritev(self._fd, [*parts, _ZEROS[: -stop % _STEP_BYTES]], end)
+                self.size_bytes = end + written
+            else:
+                written = os.pwritev(self._fd, parts, end)
             if written < size:
                 _write_all(self._fd, b"".join(parts)[written:], end + written)
+                self.size_bytes = max(self.size_bytes, stop)
         except OSError as error:
             self.retract(end)
             raise translated(self._path, error) from error
         if self._sync_commits:
             self.sync()
-        return end + size
+        return stop
+
+    def _new_head(self, base: int, first: int) -> bytes:
+        self._salt = int.from_bytes(os.urandom(4))
+        head = _HEAD.pack(_HEAD_MAGIC, base, first, self._salt)
+        return head + crc32(head).to_bytes(4)
 
     def sync(self) -> None:
         """Make all of it survive a power cut.
@@ -151,14 +183,19 @@ class Journal:
             os.ftruncate(self._fd, end)
         except OSError as error:
             raise translated(self._path, error) from error
+        self.size_bytes = end
 
     def empty(self) -> None:
-        """Forget all records, durably: the tables have them. One sync.
+        """Forget all records, durably: the tables have them. One write and one sync.
 
         Raises:
             StorageError: As `append`.
         """
-        self.retract(0)
+        try:
+            _write_all(self._fd, self._new_head(0, 0), 0)
+        except OSError as error:
+            raise translated(self._path, error) from error
+        self.size_bytes = max(self.size_bytes, _HEAD_BYTES)
         if self._sync_commits:
             self.sync()
 
@@ -200,39 +237,57 @@ def _records_of(path: str, name: str, base: int) -> list[tuple[int, bytes]]:
         return []
     except OSError as error:
         raise translated(path, error) from error
-    if len(content) < _HEAD.size:
+    head = content[:_HEAD_BYTES]
+    if len(head) < _HEAD_BYTES:
         return []  # it was cut short as it was begun
-    magic, stands_on = _HEAD.unpack_from(content)
-    if magic != _HEAD_MAGIC:
+    magic, stands_on, first, salt = _HEAD.unpack_from(head)
+    if magic != _HEAD_MAGIC and 0 not in magic:  # else it was cut short before zeros
         raise FormatError(path, f"{name} is not a journal of this version")
-    found = []
-    offset = _HEAD.size
-    while (record := _record_at(content, offset)) is not None:
+    if not _is_whole(head):
+        if _RECORD_MAGIC in content:
+            raise CorruptError(path, f"the head of {name} is damaged")
+        return []  # as before
+    if first == 0:
+        return []
+    found: list[tuple[int, bytes]] = []
+    offset = _HEAD_BYTES
+    while (record := _record_at(content, offset, salt)) is not None and record[0] == first + len(found):
         found.append(record)
         offset += _RECORD.size + len(record[1])
-    _check_rest(path, content, offset)
+    _check_rest(path, content, offset + 1, salt, first + len(found))
     if found and not 0 <= base - stands_on <= _CARRIED_MAX:  # I3
         reason = f"{name} is of another file, or of another state of this one; remove it to go without"
         raise FormatError(path, reason)
     return found
 
 
-def _record_at(content: bytes, offset: int) -> tuple[int, bytes] | None:
+def _is_whole(head: bytes) -> bool:
+    return head.startswith(_HEAD_MAGIC) and crc32(head[: _HEAD.size]) == int.from_bytes(head[_HEAD.size :])
+
+
+def _record_at(content: bytes, offset: int, salt: int) -> tuple[int, bytes] | None:
     """Return number and payload of the record at a place; None if there is no whole one."""
     if len(content) - offset < _RECORD.size:
         return None
     magic, length, number, checksum = _RECORD.unpack_from(content, offset)
     payload = content[offset + _RECORD.size : offset + _RECORD.size + length]
-    if magic != _RECORD_MAGIC or len(payload) < length or checksum != _checksum(number, payload):
+    if magic != _RECORD_MAGIC or len(payload) < length or checksum != _checksum(salt, number, payload):
         return None
     return number, payload
 
 
-def _check_rest(path: str, content: bytes, offset: int) -> None:
-    """Raise if there is a whole record behind what cannot be read: that was no part of the last one. I2."""
-    while (offset := content.find(_RECORD_MAGIC, offset + 1)) >= 0:
-        if _record_at(content, offset) is not None:
-            raise CorruptError(path, f"its journal is damaged before byte {offset:,}, and goes on behind that")
+def _check_rest(path: str, content: bytes, offset: int, salt: int, number: int) -> None:
+    """Raise if there is a whole record behind what cannot be read: that was no part of the last one. I2.
+
+    Old records and values may look like many: the search ends when it has looked at the content so many times.
+    """
+    left = _SEARCH_TIMES * len(content)
+    while left > 0 and (offset := content.find(_RECORD_MAGIC, offset)) >= 0:
+        record = _record_at(content, offset, salt)
+        if record is not None and record[0] >= number:
+            raise CorruptError(path, f"its journal is damaged before byte {offset:,}, and goes on there")
+        offset += 1
+        left -= int.from_bytes(content[offset + 3 : offset + 7])
 
 
 def _operations(path: str, payload: bytes) -> Operations:
@@ -243,8 +298,8 @@ def _operations(path: str, payload: bytes) -> Operations:
         raise CorruptError(path, f"a record of its journal cannot be read: {error}") from error
 
 
-def _checksum(number: int, payload: bytes) -> int:
-    return crc32(payload, number & 0xFFFFFFFF)
+def _checksum(salt: int, number: int, payload: bytes) -> int:
+    return crc32(payload, salt ^ (number & 0xFFFFFFFF))
 
 
 def _write_all(fd: int, content: bytes, offset: int) -> None:

@@ -318,8 +318,8 @@ class JournaledEngine:
     def size(self) -> EngineSize:
         """Add up the pages of every table, and the journal."""
         size = self.base.size()
-        journal_bytes = self._shown[3]
-        return EngineSize(size.used_bytes + journal_bytes, size.file_bytes + journal_bytes)
+        file_bytes = size.file_bytes + self._journal.size_bytes + self._aside.size_bytes
+        return EngineSize(size.used_bytes + self._shown[3], file_bytes)
 
     def copy(self, path: str) -> bool:
         """Copy the file as it is, unless a write transaction is open, or less than half of the file is in use."""

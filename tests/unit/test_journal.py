@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 
@@ -16,6 +17,9 @@ import mvccstore
 from mvccstore import CorruptError, EngineOptions, FormatError, KeyRange, Op, StorageError, StorageFullError, Store
 from mvccstore.engine import journal as journal_module
 from mvccstore.engine import journaled
+from mvccstore.engine.journal import _HEAD_BYTES as HEAD_BYTES
+from mvccstore.engine.journal import _RECORD as RECORD
+from mvccstore.engine.journal import _RECORD_MAGIC as RECORD_MAGIC
 from mvccstore.engine.journal import ADD, Journal, journal_names, left_records, remove_journal
 from mvccstore.engine.journal_txn import TXN_BYTES_MAX, JournalView
 from mvccstore.engine.journaled import JournaledEngine, open_lmdb
@@ -54,8 +58,12 @@ def open_engine(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
 
 
 def left(path: Path) -> list[int]:
-    """Return how long the files of a journal are."""
-    return [Path(name).stat().st_size for name in journal_names(str(path)) if Path(name).exists()]
+    """Return how many bytes of records the files of a journal have, those that there are."""
+    sizes = []
+    for content in (Path(name).read_bytes() for name in journal_names(str(path)) if Path(name).exists()):
+        has_any = int.from_bytes(content[16:24]) > 0
+        sizes.append(len(content.rstrip(b"\0")) if has_any else 0)
+    return sizes
 
 
 def open_journaled_store(path: Path, **options: Any) -> Store:
@@ -357,14 +365,12 @@ def test_carrying_over_twice_changes_nothing(path: Path, open_engine: Open) -> N
     assert look(again, everything) == seen[-1]
 
 
-def test_journal_cut_anywhere_leaves_whole_commits(path: Path, open_engine: Open) -> None:
-    engine, seen = filled(open_engine)
-    kill(engine)
-    second = Path(journal_names(str(path))[1])
-    whole, base = second.read_bytes(), path.read_bytes()
+def kept_of_each_cut(path: Path, seen: list[Any], whole: bytes, behind: bytes) -> list[int]:
+    """Have the younger file of a journal cut off everywhere, with something behind; return how many commits are left."""
+    second, base = Path(journal_names(str(path))[1]), path.read_bytes()
     kept = []
     for size in range(len(whole) - 1, -1, -1):
-        second.write_bytes(whole[:size])
+        second.write_bytes(whole[:size] + behind[size:])
         again = LmdbEngine(EngineOptions(str(path), sync_commits=False))
         kept.append(sum(1 for _ in left_records(str(path), again.last_transaction())))
         if size % 11 == 0:
@@ -373,8 +379,92 @@ def test_journal_cut_anywhere_leaves_whole_commits(path: Path, open_engine: Open
         again.close()
         path.write_bytes(base)
         path.with_name("store-lock").unlink()
+    return kept
+
+
+@pytest.mark.parametrize("has_zeros", [False, True])
+def test_journal_cut_anywhere_leaves_whole_commits(path: Path, open_engine: Open, has_zeros: bool) -> None:
+    engine, seen = filled(open_engine)
+    kill(engine)
+    whole = Path(journal_names(str(path))[1]).read_bytes().rstrip(b"\0")
+    kept = kept_of_each_cut(path, seen, whole, bytes(len(whole) + 99) if has_zeros else b"")
     assert kept == sorted(kept, reverse=True)
     assert set(kept) == set(range(6, 12))
+
+
+@pytest.fixture
+def journal(path: Path) -> Iterator[Journal]:
+    """A file of a journal, beside tables whose last transaction is number 1."""
+    made = Journal(str(path), journal_names(str(path))[0], sync_commits=False)
+    yield made
+    made.close(is_done=True)
+
+
+def append(journal: Journal, numbers: range, value: bytes) -> int:
+    end = 0
+    for number in numbers:
+        end = journal.append(end, number, [0, b"%d" % number, value], 1)
+    return end
+
+
+def numbers_left(path: Path) -> list[int]:
+    return [number for number, _ in left_records(str(path), 1)]
+
+
+@pytest.mark.parametrize("size", [7, 40])
+def test_records_cut_anywhere_before_older_ones_leave_whole_commits(path: Path, journal: Journal, size: int) -> None:
+    name = Path(journal_names(str(path))[0])
+    append(journal, range(1, 16), bytes(size))
+    journal.empty()
+    old = name.read_bytes()
+    assert numbers_left(path) == []
+    end = append(journal, range(16, 22), b"n" * 13)
+    new = name.read_bytes()
+    assert len(old) == len(new)  # a sync has no length to note
+    kept = []
+    for cut in (0, *range(HEAD_BYTES, end)):
+        name.write_bytes(new[:cut] + old[cut:])
+        kept.append(numbers_left(path))
+    assert kept == sorted(kept)
+    assert {tuple(each) for each in kept} == {tuple(range(16, stop)) for stop in range(16, 22)}
+
+
+def test_damage_before_older_records_is_told(path: Path, journal: Journal) -> None:
+    name = Path(journal_names(str(path))[0])
+    append(journal, range(1, 16), bytes(40))
+    journal.empty()
+    end = append(journal, range(16, 22), bytes(13))
+    whole = name.read_bytes()
+    for offset in range(8, end - end // 6, 3):
+        name.write_bytes(whole[:offset] + bytes([whole[offset] ^ 1]) + whole[offset + 1 :])
+        with pytest.raises(CorruptError, match="damaged"):
+            numbers_left(path)
+
+
+def test_value_that_looks_like_records_is_none(path: Path, journal: Journal) -> None:
+    """A client cannot have what a crash leaves look like damage, nor have it searched for long."""
+    payload = b"\x93\x00\xc4\x01k\xc0"
+    forged = b"".join(
+        RECORD.pack(RECORD_MAGIC, len(payload), number, crc32(payload, number)) + payload for number in (2, 3, 1 << 40)
+    )
+    long = RECORD.pack(RECORD_MAGIC, 1 << 20, 3, 0)
+    append(journal, range(1, 2), forged * 9 + long * (1 << 16))
+    journal.empty()
+    append(journal, range(2, 3), b"")
+    assert numbers_left(path) == [2]
+
+
+def test_file_does_not_grow_again_once_it_has(path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = set()
+    for first in range(1, 400, 40):
+        append(journal, range(first, first + 40), bytes(10_000))
+        sizes.add(Path(journal_names(str(path))[0]).stat().st_size)
+        journal.empty()
+    assert sizes == {512 << 10}
+    end = append(journal, range(401, 403), bytes(10))
+    journal.retract(end)
+    assert journal.append(end, 403, [0, b"k", b""], 1) < 512 << 10
+    assert numbers_left(path) == [401, 402, 403]
 
 
 def test_damage_before_the_end_is_told(path: Path, open_engine: Open) -> None:
@@ -393,12 +483,17 @@ def test_damage_before_the_end_is_told(path: Path, open_engine: Open) -> None:
     open_engine()
 
 
+def with_base(content: bytes, base: int) -> bytes:
+    head = content[:8] + base.to_bytes(8) + content[16:28]
+    return head + crc32(head).to_bytes(4) + content[HEAD_BYTES:]
+
+
 def test_journal_of_something_else_is_refused(path: Path, open_engine: Open) -> None:
     engine, _ = filled(open_engine)
     kill(engine)
     first = Path(journal_names(str(path))[0])
     whole = first.read_bytes()
-    for stranger in (b"mvccjrn9" + whole[8:], whole[:8] + (10**6).to_bytes(8) + whole[16:]):
+    for stranger in (b"mvccjrn9" + whole[8:], with_base(whole, 10**6)):
         first.write_bytes(stranger)
         with pytest.raises(FormatError, match="journal"):
             open_engine()
