@@ -9,6 +9,7 @@ Invariants:
   nothing into `out`.
 * I3. The connection's counts have what this has in `_queue`, and what its receiver keeps of a body, until the answer.
 * I4. A body that is no stream has `http_body_seconds`, and the length that was said of it.
+* I5. Of an answer that has ended, `WRITABLE_BYTES` are taken in `http_stall_seconds`, or all that is left.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ class PageStream:
         "_receive_window",
         "_received",
         "_receiver",
+        "_stalled_above",
         "_was_unwritable",
         "_wire",
         "bucket",
@@ -102,6 +104,8 @@ class PageStream:
         self._queue: deque[bytes] = deque()
         self._queued = 0
         self._is_ending = self._is_lingering = False
+        self._stalled_above = 0
+        """Unless so little waits when its time is over, the client is given up."""
         self._was_unwritable = False
 
     # Receiving
@@ -193,11 +197,14 @@ class PageStream:
     # Ending without the handler's doing
 
     def expire(self) -> None:
-        """The body takes too long, or what nobody wants of it."""
+        """The body takes too long, or what nobody wants of it, or the client to read."""
         cuts = self._wire.limits.cuts
         if self._is_lingering:
             cuts.note("http_linger_seconds")
             self._forget()
+        elif self._is_ending:
+            cuts.note("http_stall_seconds")
+            self._reset(ErrorCode.CANCEL)
         else:
             cuts.note("http_body_seconds")
             self._refuse(408, b"408 Request Timeout: the request takes too long\n")
@@ -222,16 +229,19 @@ class PageStream:
             return
         if exchange.has_begun:
             self._note_told(ErrorCode.INTERNAL_ERROR.name)
-            self.cancel()
-            self._wire.out.append(rst_frame(self.number, ErrorCode.INTERNAL_ERROR))
-            self.is_half_closed = True
-            self._forget()
+            self._reset(ErrorCode.INTERNAL_ERROR)
             return
         self._note_told(str(status))
         cancel = exchange.on_cancel
         exchange.respond(status, TEXT, text)
         if cancel is not None:
             cancel()
+
+    def _reset(self, code: ErrorCode) -> None:
+        self.cancel()
+        self._wire.out.append(rst_frame(self.number, code))
+        self.is_half_closed = True
+        self._forget()
 
     def _note_told(self, what: str) -> None:
         self._wire.limits.cuts.note_told("http2", what)
@@ -280,10 +290,17 @@ class PageStream:
         self._let_go_of_body()
         if self._queued:
             self._is_ending = True
+            self._await_reading()
             return
         self._wire.out.append(frame(DATA, END_STREAM, self.number))
         self._wire.flush_soon()
         self._part()
+
+    def _await_reading(self) -> None:
+        """Give the client its time for the next of what it has not taken (I5)."""
+        self._stalled_above = max(0, self._queued - WRITABLE_BYTES)
+        self._wire.deadlines.remove(self)
+        self._wire.deadlines.add(self, self._wire.limits.http_stall_seconds)
 
     def _part(self) -> None:
         """The last frame is written. What may be under way is waited for: not every client has read all before a reset."""
@@ -291,6 +308,7 @@ class PageStream:
             self._forget()
         else:
             self._is_lingering = True
+            self._wire.deadlines.remove(self)
             self._wire.deadlines.add(self, self._wire.limits.http_linger_seconds)
 
     def _forget(self) -> None:
@@ -335,6 +353,9 @@ class PageStream:
         wire.out.append(frame(DATA, END_STREAM if is_last else 0, self.number, bytes(part)))
         if is_last:
             self._part()
+        elif self._is_ending:
+            if self._queued <= self._stalled_above:
+                self._await_reading()
         elif self._was_unwritable and self._queued <= WRITABLE_BYTES:
             self._was_unwritable = False
             if self._receive_window < wire.limits.window_bytes // 2 and self._receiver is not None:
