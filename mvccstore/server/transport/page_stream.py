@@ -176,8 +176,9 @@ class PageStream:
         self._held = kept
 
     def _grant(self) -> None:
-        """Let the client send more, unless it does not take what it is answered."""
-        if self._queued <= WRITABLE_BYTES:
+        """Let the client send more, unless it does not take what it is answered, or has sent more than is carried out."""
+        is_behind = self._exchange is not None and self._exchange.is_behind
+        if self._queued <= WRITABLE_BYTES and not is_behind:
             limit = self._wire.limits.window_bytes
             self._wire.out.append(window_frame(self.number, limit - self._receive_window))
             self._wire.flush_soon()
@@ -319,6 +320,18 @@ class PageStream:
 
     def flush_soon(self, count: int) -> None:
         """Nothing more than the connection does by itself."""
+
+    def pace(self) -> None:
+        """Let the client send more, when what it has sent is carried out; until then it has its window."""
+        exchange, receiver = self._exchange, self._receiver
+        if exchange is None or exchange.is_behind or exchange.is_done:
+            return
+        if receiver is None:
+            self._let_go_of_body()
+        else:
+            self._hold(receiver)
+            if self._receive_window < self._wire.limits.window_bytes // 2:
+                self._grant()
 
     # For the connection
 
