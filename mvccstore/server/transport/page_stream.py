@@ -56,6 +56,8 @@ class Pages:
     dates: Dates
     is_alone: bool = False
     """Whether there is no gRPC: whatever a request says, it is for a page."""
+    fields_for: Callable[[Metadata], Fields] = lambda _: ()
+    """Says by the headers of a request what its answer begins with, where the handler is not asked."""
 
 
 class PageStream:
@@ -63,6 +65,7 @@ class PageStream:
 
     __slots__ = (
         "_exchange",
+        "_fields_for",
         "_handler",
         "_held",
         "_is_ending",
@@ -86,6 +89,7 @@ class PageStream:
 
     def __init__(self, pages: Pages, wire: Wire, head: PageHead, number: int, peer: Peer, send_window: int) -> None:
         self._handler = pages.handler
+        self._fields_for = pages.fields_for
         self._make_date: Callable[[], tuple[bytes, bytes]] = pages.dates.field
         self._wire = wire
         self.head = head
@@ -121,6 +125,8 @@ class PageStream:
                 refusal = error.status, f"{error.status} Bad Request: {error.message}"
         request = HttpRequest(head.method.decode("latin-1"), path, query, Metadata(head.fields), self._peer, True)
         exchange = self._exchange = Exchange(self, request)
+        if head.refusal is not None:
+            exchange.fields = self._fields_for(request.headers)
         if refusal is not None:
             status, text = refusal
             allow = ((b"Allow", b"POST"),) if status == 405 else ()
