@@ -22,7 +22,8 @@ from mvccstore.server.errors import Refusal, translate
 from mvccstore.server.gateway.gateway import Gateway
 from mvccstore.server.gateway.paths import PREFIX
 from mvccstore.server.node import Node
-from mvccstore.server.transport.exchange import TEXT, BodyReceiver, Exchange
+from mvccstore.server.transport.call import Metadata
+from mvccstore.server.transport.exchange import TEXT, BodyReceiver, Exchange, Fields
 from mvccstore.server.transport.http1_head import HttpRequest
 from mvccstore.server.transport.websocket import is_upgrade
 
@@ -87,7 +88,7 @@ class Site:
         if self._gateway is not None and path.startswith(PREFIX) and self._auth.is_named(request.peer):
             exchange.respond(400, TEXT, _NAME_IGNORED)
             return None
-        self._allow_origin(exchange)
+        exchange.fields = self.fields_for(request.headers)
         if request.method == "OPTIONS":
             exchange.respond(200, (), b"")
             return None
@@ -120,13 +121,12 @@ class Site:
             return True
         return _host_name((request.headers.get(b"host") or b"").decode("latin-1")) in self._hosts
 
-    def _allow_origin(self, exchange: Exchange) -> None:
+    def fields_for(self, headers: Metadata) -> Fields:
+        """Return what the answer to a request with such headers begins with, for browsers to know who may read it."""
         if "*" in self._origins:
-            exchange.fields = _CORS_ALL
-            return
-        origin = exchange.request.headers.get(b"origin")
-        if origin is not None and origin.decode("latin-1") in self._origins:
-            exchange.fields = _cors(origin)
+            return _CORS_ALL
+        origin = headers.get(b"origin")
+        return _cors(origin) if origin is not None and origin.decode("latin-1") in self._origins else ()
 
 
 class MetricsSite:

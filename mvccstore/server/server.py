@@ -122,7 +122,7 @@ class Server:
         if options.has_handling_seconds:
             for method in methods:
                 method.counts.seconds, method.counts.now = Histogram(HANDLING_BOUNDS), SystemClock().monotonic
-        site = Site(self.node, gateway, hosts=options.hosts, origins=options.origins)
+        site = self._site = Site(self.node, gateway, hosts=options.hosts, origins=options.origins)
         site.pages["/metrics"] = MetricsPage(partial(self._families, methods))  # for any verb, as etcd has it
         self._sites: dict[Protocols, HttpHandler | None] = {
             "both": site.serve,
@@ -164,13 +164,16 @@ class Server:
                 raise ValueError(msg)
             self._handshakes = Handshakes(self._options.tls)
         is_grpc, handler, limits = protocols in {"both", "grpc"}, self._sites[protocols], self._options.transport
+        pages = None
+        if handler is not None and is_secure:
+            pages = Pages(handler, self._dates, is_alone=not is_grpc, fields_for=self._site.fields_for)
         port = Port(
             self._router,
             limits,
             None if handler is None else http_factory(handler, limits, self._dates),
             is_grpc=is_grpc,
             handshakes=self._handshakes if is_secure else None,
-            pages=Pages(handler, self._dates, is_alone=not is_grpc) if handler is not None and is_secure else None,
+            pages=pages,
         )
         self._ports.append(port)
         return port

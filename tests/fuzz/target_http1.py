@@ -28,6 +28,7 @@ LIMITS = {
     "all_received_bytes_max": 6_000,
     "websocket_fragments_max": 12,
     "control_frames_max": 20,
+    "http_turn_messages": 2,
 }
 PIECES = (
     b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -113,6 +114,7 @@ class _Played:
         assert 0 <= totals.queued <= limits.queued_bytes_max + 100_000
         if isinstance(connection, WebSocketConnection):
             assert len(connection._message) <= limits.http_body_bytes_max + 65_536
+            assert len(connection._held) <= limits.http_pipelined_bytes_max + 65_536
 
     async def play(self, choices: Choices) -> None:
         """Carry out what an input chooses."""

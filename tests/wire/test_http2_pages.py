@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvccstore.server.transport.counts import Cuts
+from mvccstore.server.transport.call import WRITABLE_BYTES
+from mvccstore.server.transport.counts import Cuts, Totals
 from mvccstore.server.transport.dates import Dates
 from mvccstore.server.transport.exchange import TEXT, BodyReceiver, Exchange
 from mvccstore.server.transport.limits import TransportLimits
@@ -28,7 +29,7 @@ from tests.wire.http2_kit import (
     unary,
 )
 
-PROTOCOL_ERROR, INTERNAL_ERROR, FLOW_CONTROL_ERROR, ENHANCE_YOUR_CALM = 1, 2, 3, 11
+PROTOCOL_ERROR, INTERNAL_ERROR, FLOW_CONTROL_ERROR, CANCEL, ENHANCE_YOUR_CALM = 1, 2, 3, 8, 11
 LIMITS = TransportLimits(window_bytes=65_535, http_body_seconds=30.0, http_linger_seconds=2.0)
 
 
@@ -288,6 +289,70 @@ def test_a_stream_may_take_for_ever() -> None:
     assert session.answers[1].reset is None
 
 
+def pass_time(session: Session, seconds: float) -> None:
+    session.loop.advance(seconds)
+    session.step()
+
+
+@pytest.mark.parametrize("end", [True, False])
+def test_an_answer_that_is_not_read_is_given_up(end: bool) -> None:
+    session, site = connect(replace(LIMITS, cuts=Cuts(), totals=Totals()))
+    session.send(ask(1, b"/big?400000", method=b"POST", end=end) + unary(3, b"/t.T/Later", b"x"))
+    pass_time(session, LIMITS.http_stall_seconds - 1)
+    assert session.answers[1].reset is None
+    pass_time(session, 2.0)
+    assert (session.answers[1].reset, session.limits.totals.queued) == (CANCEL, 0)
+    assert session.limits.cuts.by_limit == {"http_stall_seconds": 1}
+    assert site.cancelled == 0
+    session.grant(0, 1 << 20)
+    session.services.calls[b"x"].reply(b"x")
+    session.step()
+    assert session.answers[3].messages == [(0, b"x")]
+    session.hang_up()
+    session.check_clean()
+
+
+def test_an_answer_that_drips_is_given_up() -> None:
+    session, _ = connect(replace(LIMITS, cuts=Cuts()))
+    session.send(ask(1, b"/big?700000"))
+    session.grant(0, 1 << 20)
+    for _ in range(3):
+        assert session.answers[1].reset is None
+        session.grant(1, WRITABLE_BYTES // 3)
+        pass_time(session, LIMITS.http_stall_seconds / 2 - 5)
+    assert session.answers[1].reset == CANCEL
+
+
+def test_an_answer_may_take_for_ever_that_is_read_and_a_stream_that_is_not() -> None:
+    session, site = connect(replace(LIMITS, cuts=Cuts()))
+    session.send(ask(1, b"/big?%d" % (65_535 + 3 * WRITABLE_BYTES)) + ask(3, b"/open"))
+    site.exchanges[1].write(bytes(400_000))
+    session.grant(0, 1 << 21)
+    for _ in range(3):
+        pass_time(session, LIMITS.http_stall_seconds - 1)
+        session.grant(1, WRITABLE_BYTES)
+    assert answer_of(session).body == pattern(65_535 + 3 * WRITABLE_BYTES)
+    pass_time(session, 1e4)
+    assert (session.answers[3].reset, session.limits.cuts.by_limit) == (None, {})
+    site.exchanges[1].finish()  # the rest of it is an answer as any other
+    pass_time(session, LIMITS.http_stall_seconds + 1)
+    assert (session.answers[3].reset, session.limits.cuts.by_limit) == (CANCEL, {"http_stall_seconds": 1})
+    session.hang_up()
+    session.check_clean()
+
+
+def test_what_was_read_late_lingers_no_longer_for_it() -> None:
+    session, _ = connect(replace(LIMITS, cuts=Cuts()))
+    session.send(ask(1, b"/big?70000", method=b"POST", end=False))
+    pass_time(session, LIMITS.http_stall_seconds - 1)
+    session.grant(0, 70_000)
+    session.grant(1, 70_000)
+    pass_time(session, LIMITS.http_linger_seconds + 0.1)
+    assert (session.answers[1].reset, session.limits.cuts.by_limit) == (0, {"http_linger_seconds": 1})
+    session.hang_up()
+    session.check_clean()
+
+
 def test_what_nobody_wants_of_a_body_is_waited_for_before_the_stream_is_reset() -> None:
     session, _ = connect()
     session.send(ask(1, b"/no", method=b"POST", end=False) + ask(3, b"/no", method=b"POST", end=False))
@@ -396,7 +461,7 @@ _STEPS = st.one_of(
     st.tuples(st.just("reset"), st.integers(0, 5)),
     st.tuples(st.just("grant"), st.integers(0, 5), st.integers(1, 100_000)),
     st.tuples(st.just("window"), st.integers(0, 200_000)),
-    st.tuples(st.just("time"), st.floats(0.1, 40.0)),
+    st.tuples(st.just("time"), st.floats(0.1, 400.0)),
     st.tuples(st.just("write"), st.integers(0, 5), st.integers(0, 100_000)),
     st.tuples(st.just("finish"), st.integers(0, 5)),
     st.tuples(st.just("read"), st.booleans()),

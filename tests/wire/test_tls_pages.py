@@ -145,6 +145,55 @@ def test_every_request_is_answered_as_etcd_answers_it(tmp_path: Path, authority:
             assert (request, shown(*ours.ask(*request))) == (request, shown(*theirs.ask(*request)))
 
 
+GRPC = ("content-type", "application/grpc")
+ORIGINS = (None, "https://a.example:443", "https://a.example", "http://b.example:8", "")
+OF_GRPC: list[tuple[str, str, bytes | None, tuple[tuple[str, str], ...]]] = [
+    ("OPTIONS", "/etcdserverpb.KV/Range", None, (GRPC,)),
+    ("OPTIONS", "/etcdserverpb.KV/Range", bytes(5), (("content-type", "application/grpcfoo"),)),
+    ("GET", "/etcdserverpb.KV/Range", None, (GRPC,)),
+    ("POST", "/etcdserverpb.KV/Range", b"x", (("content-type", "application/grpcfoo"),)),
+    ("POST", "/etcdserverpb.KV/Range", b"x", (GRPC, ("grpc-timeout", "x"))),
+    ("POST", "/v3/kv/range", b"{}", (GRPC,)),
+    ("OPTIONS", "/health", None, ()),
+]
+"""Requests that are for gRPC, and are no calls, or look so."""
+
+
+@pytest.mark.etcd
+@NEEDS_ORACLE[1]
+@pytest.mark.parametrize("flags", [(), ("--cors=https://a.example:443,http://b.example:8",)])
+def test_origins_of_what_is_for_grpc_are_as_etcds(
+    tmp_path: Path, authority: Authority, identity: Identity, flags: tuple[str, ...]
+) -> None:
+    files = [f"--cert-file={identity.certificate}", f"--key-file={identity.key}", *flags]
+    url = "https://127.0.0.1:0"
+    with (
+        running_etcd_with_tls(tmp_path, *files) as their_port,
+        running(f"--listen-client-urls={url}", f"--advertise-client-urls={url}", *files) as addresses,
+        closing(Http2Client(their_port, authority)) as theirs,
+        closing(Http2Client(port_of(addresses, SECURELY), authority)) as ours,
+    ):
+        for method, path, body, fields in OF_GRPC:
+            for origin in ORIGINS:
+                request = method, path, body, (*fields, *([] if origin is None else [("origin", origin)]))
+                said = []
+                for client in (theirs, ours):
+                    head, _ = client.ask(*request)
+                    cors = {name: value for name, value in head.items() if name.startswith("access-control-")}
+                    said.append((head[":status"], cors))
+                assert (request, said[1]) == (request, said[0])
+
+
+def test_a_browser_is_told_whether_it_may_read_what_is_refused(authority: Authority, identity: Identity) -> None:
+    tls = TLSOptions(str(identity.certificate), str(identity.key))
+    options = ServerOptions(tls=tls, origins=frozenset({"https://good"}))
+    with serve(options=options) as server, closing(Http2Client(server.port, authority)) as client:
+        for method, status in (("OPTIONS", "200"), ("GET", "405")):
+            for origin, shown in (("https://good", "https://good"), ("https://bad", None)):
+                head, _ = client.ask(method, "/etcdserverpb.KV/Range", None, (GRPC, ("origin", origin)))
+                assert (head[":status"], head.get("access-control-allow-origin")) == (status, shown)
+
+
 @pytest.mark.etcd
 @NEEDS_ORACLE[1]
 def test_curl_is_answered_as_etcd_answers_it(tmp_path: Path, authority: Authority, identity: Identity) -> None:

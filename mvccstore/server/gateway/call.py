@@ -51,6 +51,7 @@ class GatewayCall(Call):
         "_timer",
         "_was_unwritable",
         "_when_sent",
+        "_when_writable",
     )
 
     def __init__(
@@ -74,6 +75,7 @@ class GatewayCall(Call):
         self._was_unwritable = False
         self._when_sent: Callable[[], None] | None = None
         """What ends the answer, once all of it is encoded."""
+        self._when_writable: Callable[[], None] | None = None
         self._reply: bytes | None = None
         """The answer of a unary call that was sent, but whose end was not."""
         self._parts: bytearray | None = None
@@ -86,6 +88,13 @@ class GatewayCall(Call):
     def set_timeout(self, seconds: float) -> None:
         """End the call with DEADLINE_EXCEEDED if it takes longer."""
         self._timer = self._loop.call_later(seconds, self._expire)
+
+    def in_next_turn(self, callback: Callable[[], None]) -> None:
+        """Have something called in a later turn of the loop: once the client takes what it is sent, or the call ends."""
+        if self.is_writable or self.is_done:
+            self._loop.call_soon(callback)
+        else:
+            self._when_writable = callback
 
     # Ending without the service's doing
 
@@ -110,6 +119,7 @@ class GatewayCall(Call):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._tell_when_writable()
 
     # Sending
 
@@ -253,7 +263,14 @@ class GatewayCall(Call):
         else:
             self._exchange.respond(200, _FOUND, encoded)
 
+    def _tell_when_writable(self) -> None:
+        if self._when_writable is not None:
+            self._loop.call_soon(self._when_writable)
+            self._when_writable = None
+
     def _wake(self) -> None:
+        if self.is_writable:
+            self._tell_when_writable()
         if self._was_unwritable and self.is_writable:
             self._was_unwritable = False
             self._tell(self.on_writable)

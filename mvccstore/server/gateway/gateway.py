@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import Any
 
 from mvccstore.server.gateway.call import INLINE_BYTES, GatewayCall
@@ -65,7 +66,7 @@ class Gateway:
         if not types.client_streaming:
             return _UnaryBody(call, types, self._limits)
         receiver = call.open()
-        return None if receiver is None else _StreamBody(call, receiver, types, self._limits)
+        return None if receiver is None else _StreamBody(call, exchange, receiver, types, self._limits)
 
 
 class _UnaryBody:
@@ -120,26 +121,54 @@ class _UnaryBody:
 
 
 class _StreamBody:
-    """Takes the body of a call with any number of requests."""
+    """Takes the body of a call with any number of requests.
 
-    def __init__(self, call: GatewayCall, receiver: Receiver, types: MethodType, limits: TransportLimits) -> None:
+    Of those `http_turn_messages` are carried out, and the next ones in another turn of the loop: a body of 256 KiB may
+    have a hundred thousand. Until then no more is read than has to be.
+    """
+
+    def __init__(
+        self, call: GatewayCall, exchange: Exchange, receiver: Receiver, types: MethodType, limits: TransportLimits
+    ) -> None:
         self._call = call
+        self._exchange = exchange
         self._receiver = receiver
         self._types = types
         self._limits = limits
         self._splitter = JsonSplitter()
+        self._left = limits.http_turn_messages
+        """How many are carried out before the next turn."""
+        self._is_waiting = False
+        """Whether that turn is planned."""
+        self._has_ended = False
 
     @property
     def pending_bytes(self) -> int:
-        """What has come of a request that is not complete."""
+        """What has come of a request that is not complete, and of those that wait."""
         return self._splitter.pending_bytes
 
     def data(self, data: bytes) -> None:
-        """Pass on each request that is complete."""
+        """Pass on the requests that are complete."""
+        if self._call.is_done:
+            return
+        requests = self._splitter.feed(data)
+        if self._is_waiting:
+            self._exchange.set_behind(is_behind=True)
+        else:
+            self._pass_on(requests)
+
+    def _pass_on(self, requests: Iterator[bytes]) -> None:
         try:
-            for text in self._splitter.feed(data):
-                if not self._call.is_done:
-                    self._receiver.message(_decode(self._call, self._types, text, self._limits))
+            for text in requests:
+                self._receiver.message(_decode(self._call, self._types, text, self._limits))
+                self._left -= 1
+                if self._call.is_done:
+                    return
+                if not self._left:
+                    self._is_waiting = True
+                    self._exchange.set_behind(is_behind=self._splitter.pending_bytes > 0)
+                    self._call.in_next_turn(self._go_on)
+                    return
             if self._splitter.pending_bytes > self._limits.http_body_bytes_max:
                 raise _too_large(self._limits.http_body_bytes_max)
         except ValueError as error:
@@ -151,12 +180,25 @@ class _StreamBody:
         """Tell the service that no more requests come."""
         if self._call.is_done:
             return
+        if self._is_waiting:
+            self._has_ended = True
+            return
         try:
             if self._splitter.pending_bytes:
                 raise RpcError(Code.INVALID_ARGUMENT, "unexpected EOF")
             self._receiver.end()
         except Exception as error:  # noqa: BLE001 - ends the call
             self._call.break_off(error)
+
+    def _go_on(self) -> None:
+        self._is_waiting = False
+        self._left = self._limits.http_turn_messages
+        if not self._call.is_done:
+            self._pass_on(self._splitter.feed(b""))
+        if not self._is_waiting:
+            self._exchange.set_behind(is_behind=False)
+            if self._has_ended:
+                self.end()
 
 
 def _is_other_verb(request: HttpRequest) -> bool:

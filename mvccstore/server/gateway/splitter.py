@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 _OUTSIDE = re.compile(rb'[{}"]')
 _INSIDE = re.compile(rb'["\\]')
-_SPACE = b" \t\n\r"
+_NOT_SPACE = re.compile(rb"[^ \t\n\r]")
 
 
 class JsonSplitter:
@@ -40,13 +40,18 @@ class JsonSplitter:
         return len(self._pending)
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Take more bytes; yield each object that is complete now. To be exhausted before it is fed again.
+        """Take more bytes; return an iterator over the objects that are complete now.
+
+        It may be left: those that it has not yielded are the next one's, though nothing more is fed.
 
         Raises:
-            ValueError: Something else than an object begins.
+            ValueError: By the iterator: something else than an object begins.
         """
+        self._pending += data
+        return self._objects()
+
+    def _objects(self) -> Iterator[bytes]:
         pending = self._pending
-        pending += data
         while True:
             if not self._depth and not self._skip_space():
                 return
@@ -77,10 +82,8 @@ class JsonSplitter:
     def _skip_space(self) -> bool:
         """Return whether an object begins here; False if nothing is left."""
         pending = self._pending
-        at = 0
-        while at < len(pending) and pending[at] in _SPACE:
-            at += 1
-        del pending[:at]
+        match = _NOT_SPACE.search(pending)
+        del pending[: len(pending) if match is None else match.start()]
         if pending and pending[0] != 0x7B:
             msg = f"a {chr(pending[0])!r} where an object is due"
             raise ValueError(msg)

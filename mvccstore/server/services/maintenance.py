@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import logging
 import os
 import re
 import tempfile
@@ -22,12 +24,15 @@ from mvccstore.server.transport.call import Call, Method
 from mvccstore.server.transport.status import Code, RpcError
 from mvccstore.store import Store
 
+_log = logging.getLogger("mvccstore.server")
+
 _CHUNK_BYTES = 32 * 1024
 _DOWNGRADE = "etcd/downgrade"
 # As etcd reads it: leading zeros are none of its concern, and what follows a sign may be empty.
 _VERSION = re.compile(r"([0-9]+)\.([0-9]+)(\.[0-9]+(-[0-9A-Za-z.-]*)?(\+[0-9A-Za-z.-]*)?)?")
 _HASH_OF_NOTHING = 1_084_519_789
 """CRC-32C of the name of etcd's bucket: what a hash begins with."""
+_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _QUOTA_BYTES_DEFAULT = 2 << 30
 _PLAIN = {
     Refusal.EMPTY_USER.value[1]: "auth: user name is empty",
@@ -206,10 +211,18 @@ class Maintenance:
         call.run(self._snapshot(call))
 
     async def _snapshot(self, call: Call) -> None:
+        folder = _folder_of(self._store)
+        try:
+            await self._send_snapshot(call, folder)
+        except OSError as error:
+            raise _no_snapshot(folder, error) from error
+        call.finish()
+
+    async def _send_snapshot(self, call: Call, folder: str | None) -> None:
         loop = asyncio.get_running_loop()
         version = self._file_version
         cluster = self._cluster_records()  # here, as all this belongs to the loop's thread
-        with tempfile.TemporaryFile(dir=_folder_of(self._store), prefix=".snapshot-") as file:
+        with tempfile.TemporaryFile(dir=folder, prefix=".snapshot-") as file:
             await loop.run_in_executor(None, partial(write_database_file, self._store, file, cluster=cluster))
             left = file.tell()
             file.seek(0)
@@ -223,7 +236,6 @@ class Maintenance:
                 await call.drained()
                 await asyncio.sleep(0)
             call.send(rpc.SnapshotResponse(blob=digest.digest(), version=version).SerializeToString())
-        call.finish()
 
     def _cluster_records(self) -> ClusterRecords:
         node = self._node
@@ -305,3 +317,14 @@ class Maintenance:
 def _folder_of(store: Store) -> str | None:
     """Return where a copy is made: beside the store, as there is room for it."""
     return None if store.stats().engine == "memory" else os.fspath(Path(store.path).absolute().parent)
+
+
+def _no_snapshot(folder: str | None, error: OSError) -> RpcError:
+    """Return how a call ends whose file could not be made. etcd makes none, and has no words for it.
+
+    Not `NO_SPACE`, as writes may go on; nor UNAVAILABLE, which clients of etcd take for a reason to ask at once again.
+    """
+    reason = error.strerror or str(error)
+    _log.warning("a snapshot could not be made in %s: %s", folder or "a temporary folder", reason)
+    code = Code.RESOURCE_EXHAUSTED if error.errno in _FULL_ERRNOS else Code.INTERNAL
+    return RpcError(code, f"the file of the snapshot could not be made: {reason}")

@@ -60,6 +60,10 @@ class Carrier(Protocol):
         """Write what has been sent by the end of this turn of the loop; at once if `count` bytes are many."""
         ...
 
+    def pace(self) -> None:
+        """Read on, or no more for now, as `is_behind` of the exchange is another."""
+        ...
+
 
 Successor = Callable[[Callable[[], None]], asyncio.Protocol]
 """Makes the protocol that a connection goes on with, a `Connection` too. It calls its argument when it is lost."""
@@ -72,6 +76,7 @@ class Exchange:
         "_connection",
         "fields",
         "has_begun",
+        "is_behind",
         "is_done",
         "is_open_ended",
         "on_cancel",
@@ -92,6 +97,8 @@ class Exchange:
         """Whether a part of the answer has been sent."""
         self.is_open_ended = False
         """Set by a handler whose request or answer may take for ever. The end of the client's input is its end."""
+        self.is_behind = False
+        """Whether who takes the body has more of it than is carried out in a turn of the loop."""
         self.on_cancel: Callable[[], None] | None = None
         self.on_writable: Callable[[], None] | None = None
         """Called when the client reads again after it did not."""
@@ -100,6 +107,12 @@ class Exchange:
     def queued_bytes(self) -> int:
         """How much of what was sent the client has not taken yet."""
         return 0 if self.is_done else self._connection.queued_bytes
+
+    def set_behind(self, *, is_behind: bool) -> None:
+        """Say whether what has come of the body is to be carried out before more is read. May still be passed on."""
+        if is_behind is not self.is_behind:
+            self.is_behind = is_behind
+            self._connection.pace()
 
     def respond(self, status: int, fields: Fields, body: bytes) -> None:
         """Send the whole answer. Its length and date are added."""

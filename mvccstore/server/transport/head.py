@@ -215,7 +215,9 @@ def _page(
     kind, method, target = values.get(b"content-type", b""), pseudo[b":method"], pseudo[b":path"]
     refusal: tuple[int, str] | None = None
     if kind.startswith(b"application/grpc") and not is_any and not target.startswith(_GATEWAY):
-        if method != b"POST":
+        if method == b"OPTIONS":
+            pass  # what a browser asks before it makes a call, pages say
+        elif method != b"POST":
             refusal = 405, f"invalid gRPC request method {_quoted(method)}"
         elif not _is_grpc(kind):
             refusal = 415, f"invalid gRPC request content-type {_quoted(kind)}"

@@ -13,7 +13,7 @@ Invariants:
 * I2. No input raises out of `data_received`. What is no HTTP is answered with 400 or the status that says more, and
   ends the connection, as what follows could mean anything. So does a length that is given in two ways.
 * I3. What waits in memory is bounded: of a head, of the bytes behind a request, of a body nobody takes, and of
-  answers that are not read (`TransportLimits`).
+  answers that are not read (`TransportLimits`). So is what is carried out in one turn of the loop.
 * I4. Nothing takes for ever but a stream: `look_after` ends what is slow. An exchange is a stream if its handler set
   `is_open_ended`.
 """
@@ -119,11 +119,14 @@ class Http1Connection(asyncio.Protocol):
             self._held += data
             self._set_reading()
         else:
-            if not self._has_part_of_head and not self._is_reading_body:
-                self._has_part_of_head = True
-                self._since = self._loop.time()
-            self._h11.receive_data(data)
+            self._feed(data)
             self._advance()
+
+    def _feed(self, data: bytes) -> None:
+        if not self._has_part_of_head and not self._is_reading_body:
+            self._has_part_of_head = True
+            self._since = self._loop.time()
+        self._h11.receive_data(data)
 
     def eof_received(self) -> bool:
         """The client says no more, or has gone. It still gets what is soon there, but no stream goes on."""
@@ -209,7 +212,9 @@ class Http1Connection(asyncio.Protocol):
         if self._is_advancing or self._transport is None:
             return
         self._is_advancing = True
-        requests = 0
+        requests = parts = 0
+        if self._held and not self._has_request:  # came when the rest of the turn was planned
+            self._feed(self._take_held())
         try:
             while self._transport is not None and not self._transport.is_closing() and not self._is_lingering:
                 if not self._has_request and self._h11.our_state is h11.MUST_CLOSE:
@@ -221,11 +226,14 @@ class Http1Connection(asyncio.Protocol):
                         break
                     requests += 1
                     if requests >= self._limits.http_turn_requests:
-                        self._is_planned = True
-                        self._loop.call_soon(self._advance)
+                        self._plan()
                         break
                 event = self._h11.next_event()
                 if not self._take(event):
+                    break
+                parts += isinstance(event, h11.Data)
+                if parts >= self._limits.http_turn_messages:
+                    self._plan()
                     break
         except h11.RemoteProtocolError as error:
             # What follows the colon would show the client's own bytes.
@@ -240,6 +248,17 @@ class Http1Connection(asyncio.Protocol):
         finally:
             self._is_advancing = False
             self.flush()
+
+    def _plan(self) -> None:
+        """Have the rest carried out in the next turn of the loop, behind what came from others."""
+        self._is_planned = True
+        self._loop.call_soon(self._advance)
+
+    def _take_held(self) -> bytes:
+        held = bytes(self._held)
+        self._held.clear()
+        self._set_reading()
+        return held
 
     def _take(self, event: object) -> bool:
         """Carry out an event; return whether there may be more."""
@@ -308,9 +327,7 @@ class Http1Connection(asyncio.Protocol):
         self._h11.start_next_cycle()
         self._has_request = self._is_head = False
         self._since = self._loop.time()
-        held = bytes(self._held)
-        self._held.clear()
-        self._set_reading()
+        held = self._take_held()
         if held:
             self._h11.receive_data(held)
         # More of the next head may wait in the parser than here; if nothing does, this ends with its first byte.
@@ -321,7 +338,8 @@ class Http1Connection(asyncio.Protocol):
         """Stop reading while too much waits, or the client of a stream does not read; go on when that is over."""
         exchange = self._exchange
         is_stalled = self._stalled_at is not None and (exchange is None or exchange.is_open_ended)
-        is_reading = len(self._held) <= self._limits.http_pipelined_bytes_max and not is_stalled
+        is_behind = exchange is not None and exchange.is_behind
+        is_reading = len(self._held) <= self._limits.http_pipelined_bytes_max and not is_stalled and not is_behind
         if is_reading != self._is_reading and self._transport is not None and not self._transport.is_closing():
             self._is_reading = is_reading
             if is_reading:
@@ -366,6 +384,10 @@ class Http1Connection(asyncio.Protocol):
         elif not self._is_flush_planned and not self._is_advancing:
             self._is_flush_planned = True
             self._loop.call_soon(self.flush)
+
+    def pace(self) -> None:
+        """Read on, or no more for now."""
+        self._set_reading()
 
     def flush(self) -> None:
         """Write what has been sent."""

@@ -85,6 +85,9 @@ class TransportLimits:
     """What may wait behind an HTTP/1.1 request that is not answered yet, or be left over of its body."""
     http_turn_requests: int = 16
     """How many pipelined requests are carried out before other connections have their turn."""
+    http_turn_messages: int = 64
+    """How many messages of a stream in JSON, chunks of a body, or frames of a WebSocket are carried out before other
+    connections have their turn."""
     http_idle_seconds: float = 300.0
     """How long an HTTP/1.1 connection is kept between requests."""
     http_head_seconds: float = 30.0

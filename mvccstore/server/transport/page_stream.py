@@ -9,6 +9,7 @@ Invariants:
   nothing into `out`.
 * I3. The connection's counts have what this has in `_queue`, and what its receiver keeps of a body, until the answer.
 * I4. A body that is no stream has `http_body_seconds`, and the length that was said of it.
+* I5. Of an answer that has ended, `WRITABLE_BYTES` are taken in `http_stall_seconds`, or all that is left.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ class Pages:
     dates: Dates
     is_alone: bool = False
     """Whether there is no gRPC: whatever a request says, it is for a page."""
+    fields_for: Callable[[Metadata], Fields] = lambda _: ()
+    """Says by the headers of a request what its answer begins with, where the handler is not asked."""
 
 
 class PageStream:
@@ -62,6 +65,7 @@ class PageStream:
 
     __slots__ = (
         "_exchange",
+        "_fields_for",
         "_handler",
         "_held",
         "_is_ending",
@@ -73,6 +77,7 @@ class PageStream:
         "_receive_window",
         "_received",
         "_receiver",
+        "_stalled_above",
         "_was_unwritable",
         "_wire",
         "bucket",
@@ -84,6 +89,7 @@ class PageStream:
 
     def __init__(self, pages: Pages, wire: Wire, head: PageHead, number: int, peer: Peer, send_window: int) -> None:
         self._handler = pages.handler
+        self._fields_for = pages.fields_for
         self._make_date: Callable[[], tuple[bytes, bytes]] = pages.dates.field
         self._wire = wire
         self.head = head
@@ -102,6 +108,8 @@ class PageStream:
         self._queue: deque[bytes] = deque()
         self._queued = 0
         self._is_ending = self._is_lingering = False
+        self._stalled_above = 0
+        """Unless so little waits when its time is over, the client is given up."""
         self._was_unwritable = False
 
     # Receiving
@@ -117,6 +125,8 @@ class PageStream:
                 refusal = error.status, f"{error.status} Bad Request: {error.message}"
         request = HttpRequest(head.method.decode("latin-1"), path, query, Metadata(head.fields), self._peer, True)
         exchange = self._exchange = Exchange(self, request)
+        if head.refusal is not None:
+            exchange.fields = self._fields_for(request.headers)
         if refusal is not None:
             status, text = refusal
             allow = ((b"Allow", b"POST"),) if status == 405 else ()
@@ -172,8 +182,9 @@ class PageStream:
         self._held = kept
 
     def _grant(self) -> None:
-        """Let the client send more, unless it does not take what it is answered."""
-        if self._queued <= WRITABLE_BYTES:
+        """Let the client send more, unless it does not take what it is answered, or has sent more than is carried out."""
+        is_behind = self._exchange is not None and self._exchange.is_behind
+        if self._queued <= WRITABLE_BYTES and not is_behind:
             limit = self._wire.limits.window_bytes
             self._wire.out.append(window_frame(self.number, limit - self._receive_window))
             self._wire.flush_soon()
@@ -193,11 +204,14 @@ class PageStream:
     # Ending without the handler's doing
 
     def expire(self) -> None:
-        """The body takes too long, or what nobody wants of it."""
+        """The body takes too long, or what nobody wants of it, or the client to read."""
         cuts = self._wire.limits.cuts
         if self._is_lingering:
             cuts.note("http_linger_seconds")
             self._forget()
+        elif self._is_ending:
+            cuts.note("http_stall_seconds")
+            self._reset(ErrorCode.CANCEL)
         else:
             cuts.note("http_body_seconds")
             self._refuse(408, b"408 Request Timeout: the request takes too long\n")
@@ -222,16 +236,19 @@ class PageStream:
             return
         if exchange.has_begun:
             self._note_told(ErrorCode.INTERNAL_ERROR.name)
-            self.cancel()
-            self._wire.out.append(rst_frame(self.number, ErrorCode.INTERNAL_ERROR))
-            self.is_half_closed = True
-            self._forget()
+            self._reset(ErrorCode.INTERNAL_ERROR)
             return
         self._note_told(str(status))
         cancel = exchange.on_cancel
         exchange.respond(status, TEXT, text)
         if cancel is not None:
             cancel()
+
+    def _reset(self, code: ErrorCode) -> None:
+        self.cancel()
+        self._wire.out.append(rst_frame(self.number, code))
+        self.is_half_closed = True
+        self._forget()
 
     def _note_told(self, what: str) -> None:
         self._wire.limits.cuts.note_told("http2", what)
@@ -280,10 +297,17 @@ class PageStream:
         self._let_go_of_body()
         if self._queued:
             self._is_ending = True
+            self._await_reading()
             return
         self._wire.out.append(frame(DATA, END_STREAM, self.number))
         self._wire.flush_soon()
         self._part()
+
+    def _await_reading(self) -> None:
+        """Give the client its time for the next of what it has not taken (I5)."""
+        self._stalled_above = max(0, self._queued - WRITABLE_BYTES)
+        self._wire.deadlines.remove(self)
+        self._wire.deadlines.add(self, self._wire.limits.http_stall_seconds)
 
     def _part(self) -> None:
         """The last frame is written. What may be under way is waited for: not every client has read all before a reset."""
@@ -291,6 +315,7 @@ class PageStream:
             self._forget()
         else:
             self._is_lingering = True
+            self._wire.deadlines.remove(self)
             self._wire.deadlines.add(self, self._wire.limits.http_linger_seconds)
 
     def _forget(self) -> None:
@@ -301,6 +326,18 @@ class PageStream:
 
     def flush_soon(self, count: int) -> None:
         """Nothing more than the connection does by itself."""
+
+    def pace(self) -> None:
+        """Let the client send more, when what it has sent is carried out; until then it has its window."""
+        exchange, receiver = self._exchange, self._receiver
+        if exchange is None or exchange.is_behind or exchange.is_done:
+            return
+        if receiver is None:
+            self._let_go_of_body()
+        else:
+            self._hold(receiver)
+            if self._receive_window < self._wire.limits.window_bytes // 2:
+                self._grant()
 
     # For the connection
 
@@ -335,6 +372,9 @@ class PageStream:
         wire.out.append(frame(DATA, END_STREAM if is_last else 0, self.number, bytes(part)))
         if is_last:
             self._part()
+        elif self._is_ending:
+            if self._queued <= self._stalled_above:
+                self._await_reading()
         elif self._was_unwritable and self._queued <= WRITABLE_BYTES:
             self._was_unwritable = False
             if self._receive_window < wire.limits.window_bytes // 2 and self._receiver is not None:

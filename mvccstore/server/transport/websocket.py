@@ -13,7 +13,7 @@ Invariants:
 * I2. No input raises out of `data_received`. What is no frame is answered with a close that says why, and ends the
   connection, as what follows could mean anything.
 * I3. What waits in memory is bounded: of a message, and of answers that are not read. While the client does not read,
-  nothing is read from it.
+  nothing is read from it. So is what is carried out in one turn of the loop; the rest waits for the next.
 * I4. Nothing takes for ever but a stream, and that not if the client is silent and does not answer a ping.
 """
 
@@ -144,6 +144,9 @@ class WebSocketConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._exchange: Exchange | None = None
         self._receiver: BodyReceiver | None = None
+        self._held = bytearray()
+        """What came while the rest of what had come before was planned."""
+        self._is_planned = False
         self._message = bytearray()
         self._fragments = 0
         """How many frames of the message have come."""
@@ -184,16 +187,38 @@ class WebSocketConnection(asyncio.Protocol):
         self._heard_at, self._pinged_at = self._loop.time(), None
         if self._is_deaf:
             return
+        if self._is_planned:
+            self._held += data
+            self._set_reading()
+        else:
+            self._advance(data)
+
+    def _advance(self, data: bytes) -> None:
+        """Carry out the frames that are complete, so many at a time."""
+        left = self._limits.http_turn_messages
         try:
             self._frames.receive_data(data)
             for event in self._frames.events():
                 self._take(event)
                 if self._is_deaf:
                     break
+                left -= 1
+                if not left:
+                    self._is_planned = True
+                    self._loop.call_soon(self._go_on)
+                    break
         except ProtocolError as error:
             self._break_off(CloseReason.POLICY_VIOLATION, error.reason)
         except Exception:  # noqa: BLE001 - ends this connection, and no other
             self._fail()
+
+    def _go_on(self) -> None:
+        self._is_planned = False
+        held = bytes(self._held)
+        self._held.clear()
+        self._set_reading()
+        if self._transport is not None and not self._is_deaf:
+            self._advance(held)
 
     def eof_received(self) -> bool:
         """The client has gone without a word."""
@@ -326,8 +351,10 @@ class WebSocketConnection(asyncio.Protocol):
             self._transport.close()
 
     def _set_reading(self) -> None:
-        """Stop reading while the client does not; not when all that is left is to wait for its close."""
-        is_reading = self._stalled_at is None or self._is_closing
+        """Stop reading while the client does not, or much waits; not when all that is left is to wait for its close."""
+        is_behind = self._exchange is not None and self._exchange.is_behind
+        is_reading = (self._stalled_at is None and not is_behind) or self._is_closing
+        is_reading = is_reading and len(self._held) <= self._limits.http_pipelined_bytes_max
         if is_reading != self._is_reading and self._transport is not None and not self._transport.is_closing():
             self._is_reading = is_reading
             if is_reading:
@@ -360,6 +387,10 @@ class WebSocketConnection(asyncio.Protocol):
         passed = self._memory.requeue(self.queued_bytes)
         if passed is not None:
             self._cut(passed)
+
+    def pace(self) -> None:
+        """Read on, or no more for now."""
+        self._set_reading()
 
     def _send(self, event: Event) -> None:
         transport = self._transport
