@@ -8,13 +8,16 @@ changes. Measured: 0.3 us for a kept one, 25 us for one that has to be decoded.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from itertools import chain
 from typing import Literal, NamedTuple
 
 from hpack import Decoder, HPACKError, OversizedHeaderListError
 from hpack.table import HeaderTable
 
+from mvccstore.server.transport.blocks import literal, refusal_block
 from mvccstore.server.transport.call import Metadata, Method, Router
+from mvccstore.server.transport.exchange import Fields
 from mvccstore.server.transport.frames import ErrorCode, ProtocolError, StreamError
 from mvccstore.server.transport.limits import TransportLimits
 from mvccstore.server.transport.status import Code, RpcError
@@ -58,11 +61,13 @@ class Head:
     """A request's head. Shared by the calls that sent the same block, so it never changes."""
 
     __slots__ = (
+        "answer_block",
         "content_length",
         "held_bytes",
         "http_status",
         "is_gzip",
         "is_plain_unary",
+        "is_usual",
         "metadata",
         "method",
         "page",
@@ -84,11 +89,20 @@ class Head:
         self.http_status = 200
         """What a refusal answers with as `:status`."""
         self.is_plain_unary = False
-        """It is a unary call without a deadline or a length, and not refused."""
+        """It is a unary call without a deadline, a length or an `answer_block`, and not refused."""
+        self.answer_block = b""
+        """What the head of an answer has beside what all have, for browsers."""
+        self.is_usual = True
+        """Whether it has no `content_length` and no `answer_block`, as those of clients of gRPC."""
         self.content_length: int | None = None
         """How many bytes of DATA the request says that it has; clients of gRPC say nothing."""
         self.held_bytes = 0
         """What it costs a stream to hold it, if that is much."""
+
+    def refusal_block(self) -> bytes:
+        """Pack the only block of the answer, if this is refused."""
+        assert self.refusal is not None
+        return refusal_block(self.refusal, self.http_status) + self.answer_block
 
 
 class _Table(HeaderTable):  # type: ignore[misc,unused-ignore]
@@ -108,14 +122,20 @@ class HeadDecoder:
 
     Args:
         pages: Which requests are for pages: `none`, those `beside` gRPC, or `all`.
+        fields_for: What answers begin with, by what was asked; only looked at for who says of what origin it is.
     """
 
     def __init__(
-        self, router: Router, limits: TransportLimits, pages: Literal["none", "beside", "all"] = "none"
+        self,
+        router: Router,
+        limits: TransportLimits,
+        pages: Literal["none", "beside", "all"] = "none",
+        fields_for: Callable[[Metadata], Fields] = lambda _: (),
     ) -> None:
         self._router = router
         self._limits = limits
         self._pages = pages
+        self._fields_for = fields_for
         self._decoder = Decoder(max_header_list_size=limits.header_bytes_max)
         self._table = _Table()
         self._decoder.header_table = self._table
@@ -176,8 +196,14 @@ class HeadDecoder:
                 head.page = head.page._replace(held_bytes=head.held_bytes)
                 return head
         head.metadata = Metadata(tuple(pair for pair in rest if pair[0] not in _RESERVED))
+        if b"origin" in values:
+            # As etcd; but nobody else looks at them, and with `*` etcd sends them with each answer over TLS.
+            head.answer_block = b"".join(
+                literal(name.lower(), value) for name, value in self._fields_for(head.metadata)
+            )
         if b"content-length" in values:
             head.content_length = _content_length(rest)
+        head.is_usual = head.content_length is None and not head.answer_block
         encoding = values.get(b"grpc-encoding") or b"identity"
         head.is_gzip = encoding == b"gzip"
         try:
@@ -200,7 +226,7 @@ class HeadDecoder:
         except RpcError as error:
             head.refusal = error
         else:
-            is_plain = head.timeout is None and head.content_length is None
+            is_plain = head.timeout is None and head.is_usual
             head.is_plain_unary = is_plain and head.method.handler is not None
         return head
 

@@ -21,7 +21,6 @@ import logging
 from collections.abc import Callable
 from typing import cast
 
-from mvccstore.server.transport.blocks import refusal_block
 from mvccstore.server.transport.call import Peer, Router
 from mvccstore.server.transport.deadlines import Deadlines
 from mvccstore.server.transport.draining import Draining
@@ -63,12 +62,12 @@ from mvccstore.server.transport.guard import Guard
 from mvccstore.server.transport.head import Head, HeadDecoder, check_trailers
 from mvccstore.server.transport.keepalive import PING_IS_DUE, Keepalive
 from mvccstore.server.transport.limits import TransportLimits
-from mvccstore.server.transport.measured import MeasuredStream
 from mvccstore.server.transport.outgoing import FLUSH_BYTES, Outgoing
 from mvccstore.server.transport.page_stream import Pages, PageStream
 from mvccstore.server.transport.settings import ClientSettings, server_settings
 from mvccstore.server.transport.stream import MESSAGE_HEAD_BYTES, Stream, WireStream
 from mvccstore.server.transport.turns import Turns
+from mvccstore.server.transport.unusual import UnusualStream
 
 _log = logging.getLogger("mvccstore.server")
 
@@ -107,7 +106,7 @@ class Http2Connection(Outgoing, asyncio.BufferedProtocol):
         self._on_lost = on_lost
         self._turns = turns
         self._pages = pages
-        self._heads = HeadDecoder(router, limits, "none" if pages is None else "all" if pages.is_alone else "beside")
+        self._heads = HeadDecoder(router, limits) if pages is None else pages.decoder(router, limits)
         self._guard = Guard(limits, loop.time)
         self._streams: dict[int, WireStream] = {}
         self._streams_max = min(limits.streams_max, limits.streams_open_max)
@@ -410,7 +409,7 @@ class Http2Connection(Outgoing, asyncio.BufferedProtocol):
     def _stream(self, head: Head, number: int) -> WireStream:
         page, window = head.page, self._settings.initial_window
         if page is None or self._pages is None:
-            make = Stream if head.content_length is None else MeasuredStream
+            make = Stream if head.is_usual else UnusualStream
             return make(self._router, self, head, number, self.peer, window)
         return PageStream(self._pages, self, page, number, self.peer, window)
 
@@ -430,8 +429,7 @@ class Http2Connection(Outgoing, asyncio.BufferedProtocol):
         stream.receive(b"", is_end=True, frame_bytes=0)
 
     def _refuse(self, head: Head, number: int, *, is_end: bool) -> None:
-        assert head.refusal is not None
-        self.out.append(self.headers_frame(END_STREAM, number, refusal_block(head.refusal, head.http_status)))
+        self.out.append(self.headers_frame(END_STREAM, number, head.refusal_block()))
         self.has_answered = True
         if not is_end:
             self.out.append(rst_frame(number, ErrorCode.NO_ERROR))

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mvccstore.server.transport.blocks import literal
-from mvccstore.server.transport.call import WRITABLE_BYTES, Metadata, Peer
+from mvccstore.server.transport.call import WRITABLE_BYTES, Metadata, Peer, Router
 from mvccstore.server.transport.dates import Dates
 from mvccstore.server.transport.deadlines import Timed
 from mvccstore.server.transport.exchange import (
@@ -41,8 +41,9 @@ from mvccstore.server.transport.frames import (
     rst_frame,
     window_frame,
 )
-from mvccstore.server.transport.head import PageHead
+from mvccstore.server.transport.head import HeadDecoder, PageHead
 from mvccstore.server.transport.http1_head import HttpRequest, Refused, split_target
+from mvccstore.server.transport.limits import TransportLimits
 from mvccstore.server.transport.stream import Wire
 
 _log = logging.getLogger("mvccstore.server")
@@ -58,6 +59,10 @@ class Pages:
     """Whether there is no gRPC: whatever a request says, it is for a page."""
     fields_for: Callable[[Metadata], Fields] = lambda _: ()
     """Says by the headers of a request what its answer begins with, where the handler is not asked."""
+
+    def decoder(self, router: Router, limits: TransportLimits) -> HeadDecoder:
+        """Return what decodes the heads of a connection that has these pages."""
+        return HeadDecoder(router, limits, "all" if self.is_alone else "beside", self.fields_for)
 
 
 class PageStream:
