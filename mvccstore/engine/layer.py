@@ -23,7 +23,6 @@ Why not a sorted map: a put would pay for an order that only ranges need. They p
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, TypeAlias
@@ -41,12 +40,14 @@ Node: TypeAlias = tuple[int, Any, Any]
 class Records:
     """The records of one table that a layer has."""
 
-    __slots__ = ("_lock", "_new", "_ordered", "nodes")
+    __slots__ = ("_is_ordering", "_lock", "_new", "_ordered", "nodes")
 
     def __init__(self) -> None:
         self.nodes: dict[bytes, Node] = {}
-        self._new: deque[bytes] = deque()
+        self._new: list[bytes] = []
         self._ordered: SortedList[bytes] = SortedList()
+        self._is_ordering = False
+        """Also if that was interrupted: then nobody knows what `_ordered` has."""
         self._lock = threading.Lock()  # guards _ordered; a leaf lock
 
     def put(self, key: bytes, number: int, value: bytes | None) -> None:
@@ -79,9 +80,8 @@ class Records:
         count = _KEYS_FIRST
         while True:
             with self._lock:
-                # What a writer appends meanwhile is not for whoever reads now.
-                if self._new:
-                    self._ordered.update([self._new.popleft() for _ in range(len(self._new))])
+                if self._new or self._is_ordering:
+                    self._order()
                 found = list(islice(self._ordered.irange(start, end, (True, False), reverse), count))
             last = None
             for key in found:
@@ -95,6 +95,18 @@ class Records:
             else:
                 start = last + b"\0"
             count *= 4
+
+
+    def _order(self) -> None:
+        """Have `_ordered` have all keys that there are now: what a writer appends meanwhile is not for who reads now."""
+        count = len(self._new)
+        if self._is_ordering:
+            self._ordered = SortedList(list(self.nodes))
+        else:
+            self._is_ordering = True
+            self._ordered.update(self._new[:count])
+        self._is_ordering = False
+        del self._new[:count]
 
 
 class Layer:
