@@ -43,7 +43,7 @@ BATCH_MAX = 1_000
 class Turn:
     """A command, or a claim to the store, on its way through the queue."""
 
-    __slots__ = ("command", "error", "gate", "is_abandoned", "result", "thread")
+    __slots__ = ("command", "error", "expedite", "gate", "is_abandoned", "result", "thread")
 
     def __init__(self, command: Command | None) -> None:
         self.command = command
@@ -52,6 +52,7 @@ class Turn:
         self.gate: threading.Lock | None = None  # made when the thread has to wait
         self.is_abandoned = False
         self.thread = 0  # whose it is, if it is an exclusive one
+        self.expedite: Callable[[], None] | None = None  # what who waits for it calls, if it was let go
 
     @property
     def is_answered(self) -> bool:
@@ -184,6 +185,17 @@ class CommitQueue:
         """Leave a turn that was entered without ending it: it is nobody's until a thread adopts it."""
         turn.thread = 0
 
+    def try_expedite(self, turn: Turn, expedite: Callable[[], None]) -> bool:
+        """Have whoever waits for a turn that was let go call something that ends it; False if somebody waits already.
+
+        Who would end it otherwise may be the one that waits, or be waited for by that one.
+        """
+        with self._mutex:
+            if self._waiting:
+                return False
+            turn.expedite = expedite
+            return True
+
     def try_adopt(self, turn: Turn) -> bool:
         """Make a turn that was let go this thread's, which then has to leave. Return False if another one did."""
         with self._mutex:
@@ -224,6 +236,9 @@ class CommitQueue:
             turn.gate = threading.Lock()
             turn.gate.acquire()
             self._waiting.append(turn)
+            expedite = self._leader.expedite
+        if expedite is not None:
+            expedite()
         while True:
             turn.gate.acquire()
             with self._mutex:

@@ -30,7 +30,7 @@ from mvccstore.engine import Engine
 from mvccstore.errors import ClosedError, FormatError, StorageError, StoreError, TxnError
 from mvccstore.mvcc.apply import Changes, apply_all
 from mvccstore.mvcc.state import State, check_format, load, load_compaction, save_format
-from mvccstore.tables import RetryWrite, Table, WriteTxn
+from mvccstore.tables import MovableTxn, RetryWrite, Table, WriteTxn
 from mvccstore.types import Command, Result
 
 _MARKER = b"replicator"
@@ -86,7 +86,7 @@ class Committer:
         self.block: ref[Block] | None = None
         """The transaction block that has the turn, or had the last one."""
         self.queue = CommitQueue(self._apply)
-        self._begin_movable: Callable[[], WriteTxn | None] | None = getattr(engine, "write_movable", None)
+        self._begin_movable: Callable[[], MovableTxn | None] | None = getattr(engine, "write_movable", None)
         with closing(engine.read()) as txn:
             self.state = load(txn, engine.path)
 
@@ -288,8 +288,19 @@ class Committer:
             finally:
                 self.leave()
 
-    def complete(self, staged: Staged) -> list[Result | StoreError]:
+    def write_record(self, staged: Staged, expedite: Callable[[], None]) -> int | None:
+        """As `StagedWrites.write`."""
+        return staged.txn.write_record() if self.queue.try_expedite(staged.turn, expedite) else None
+
+    def complete(
+        self, staged: Staged, *, is_synced: bool = False, failure: OSError | None = None
+    ) -> list[Result | StoreError]:
         """Commit what was staged, and return a result or an error for each command. On any thread, once.
+
+        Args:
+            staged: That.
+            is_synced: Whether what `write_record` of its transaction has named was synced.
+            failure: Why that failed.
 
         Raises:
             StorageError: It could not be committed.
@@ -299,6 +310,8 @@ class Committer:
                 raise ClosedError
             self._guard = None  # else it would run each time, and swallow an interrupt that comes then
             try:
+                if is_synced:
+                    staged.txn.note_synced(failure)
                 self.commit(staged.txn, staged.state, staged.changes)
             except StorageError:
                 staged.txn.close()
@@ -323,7 +336,7 @@ class Staged:
 
     commands: Sequence[Command]
     turn: Turn
-    txn: WriteTxn
+    txn: MovableTxn
     state: State
     changes: Changes
     answers: list[Result | StoreError]

@@ -537,16 +537,37 @@ class StagedWrites:
         self._staged = staged
         self._refused = refused
 
-    def complete(self) -> list[Result | StoreError]:
+    def write(self, expedite: Callable[[], None]) -> int | None:
+        """Write them, without waiting for the disk; return the file descriptor that has to be synced before `complete`.
+
+        So the sync can be had from the kernel, with no thread that waits for it. To be called once, or not at all: then
+        `complete` sees to it.
+
+        Args:
+            expedite: Called, on any thread, by whoever waits to write meanwhile: waits for the sync, and completes them.
+
+        Returns: None if nothing is to be synced, or somebody waits already.
+
+        Raises:
+            StorageError: They cannot be written; `complete` tries again, and tells which.
+        """
+        return self._committer.write_record(self._staged, expedite)
+
+    def complete(self, *, is_synced: bool = False, failure: OSError | None = None) -> list[Result | StoreError]:
         """Commit them; return a result or an error for each, in order. On any thread, once.
+
+        Args:
+            is_synced: Whether what `write` has named was synced since.
+            failure: How that failed.
 
         Raises:
             StorageError: As `submit_many`.
             ClosedError: It was called before.
 
-        Cost: one commit.
+        Cost: one commit; no system call, if it `is_synced`.
         """
-        return _with_refusals(self._committer.complete(self._staged), self._refused)
+        answers = self._committer.complete(self._staged, is_synced=is_synced, failure=failure)
+        return _with_refusals(answers, self._refused)
 
 
 def _with_refusals(answers: list[Result | StoreError], refused: dict[int, StoreError]) -> list[Result | StoreError]:

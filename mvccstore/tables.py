@@ -117,5 +117,20 @@ class WriteTxn(ReadTxn, Protocol):
         ...
 
 
+class MovableTxn(WriteTxn, Protocol):
+    """A write transaction that any thread may end, and that does not have to wait for its sync."""
+
+    def write_record(self) -> int | None:
+        """Write what `commit` would; return the descriptor of what has to be synced then, None if nothing has.
+
+        Nothing more may be changed after it.
+        """
+        ...
+
+    def note_synced(self, error: OSError | None) -> None:
+        """Note that this was synced, so that `commit` need not. Raises if it failed."""
+        ...
+
+
 class RetryWrite(Exception):  # noqa: N818 - a signal between engine and store, never an error of the user
     """The engine made room by giving up the write transaction; run it again."""

@@ -32,7 +32,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from struct import Struct
-from typing import Any
+from typing import Any, NoReturn
 from zlib import crc32
 
 from mvccstore.codec import UNPACK_ERRORS, pack, unpack
@@ -118,8 +118,20 @@ class Journal:
             self.sync()
             fsync_directory(path)
 
+    @property
+    def sync_fd(self) -> int | None:
+        """What has to be synced before a record counts; None if that is not asked for."""
+        return self._fd if self._sync_commits else None
+
     def append(self, end: int, number: int, operations: Sequence[object], base: int) -> int:
-        """Write a commit, and sync it; return where the record ends. One write and one sync.
+        """Write a commit, and sync it; return where the record ends. One write and one sync. See `write`."""
+        stop = self.write(end, number, operations, base)
+        if self._sync_commits:
+            self.sync()
+        return stop
+
+    def write(self, end: int, number: int, operations: Sequence[object], base: int) -> int:
+        """Write a commit, which is none before it is synced; return where the record ends. One write.
 
         Args:
             end: Where the record before ends; 0 if there is none.
@@ -152,8 +164,6 @@ class Journal:
         except OSError as error:
             self.retract(end)
             raise translated(self._path, error) from error
-        if self._sync_commits:
-            self.sync()
         return stop
 
     def _new_head(self, base: int, first: int) -> bytes:
@@ -172,10 +182,16 @@ class Journal:
         try:
             _datasync(self._fd)
         except OSError as error:
-            self._failure = StorageError(
-                self._path, f"its journal could not be synced: {error.strerror}; open it again"
-            )
-            raise self._failure from error
+            self.fail(error)
+
+    def fail(self, error: OSError) -> NoReturn:
+        """Take nothing more, as a sync has failed.
+
+        Raises:
+            StorageError: It says so.
+        """
+        self._failure = StorageError(self._path, f"its journal could not be synced: {error.strerror}; open it again")
+        raise self._failure from error
 
     def retract(self, end: int) -> None:
         """Take back what was written behind the last record of a commit that is not one."""

@@ -5,7 +5,7 @@ They are lent by a `JournaledEngine`; what the write transaction asks of it is `
 
 from __future__ import annotations
 
-from typing import Protocol, Self
+from typing import NoReturn, Protocol, Self
 
 from mvccstore.engine.journal import ADD, DELETE
 from mvccstore.engine.layer import Layer, Stack, entries_of, first_at
@@ -34,7 +34,14 @@ class JournalHost(Protocol):
     path: str
     tops: dict[Table, bytes]
 
-    def commit(self, operations: list[object], lengths: Lengths) -> None:
+    def write_record(self, operations: list[object]) -> tuple[int, int | None]:
+        """Write what a write transaction did to the journal; return where that ends, and what is to be synced."""
+        ...
+
+    def fail_sync(self, error: OSError) -> NoReturn:
+        """Take nothing more, as a sync of the journal has failed."""
+
+    def commit(self, operations: list[object], lengths: Lengths, written: int | None, *, is_synced: bool) -> None:
         """Commit what a write transaction did."""
 
     def is_committed(self, number: int) -> bool:
@@ -180,11 +187,13 @@ class JournalWrite(JournalView):
         "_engine",
         "_is_movable",
         "_is_open",
+        "_is_synced",
         "_looked_up",
         "_operations",
         "_own_lengths",
         "_size_bytes",
         "_tops",
+        "_written",
     )
 
     def __init__(self, engine: JournalHost, shown: Shown, base: LmdbView, *, is_movable: bool = False) -> None:
@@ -199,6 +208,8 @@ class JournalWrite(JournalView):
         self._looked_up: tuple[bytes | None, bytes | None] = (None, None)
         self._direct: LmdbWrite | None = None
         self._is_movable = is_movable
+        self._written: int | None = None
+        self._is_synced = False
         self._is_open = True
 
     def newest(self, key: bytes, /) -> bytes | None:
@@ -326,12 +337,35 @@ class JournalWrite(JournalView):
         """No lookup; one lookup of what goes to the tables directly."""
         return super().length(table) if self._direct is None else self._direct.length(table)
 
+    def write_record(self) -> int | None:
+        """Write what `commit` would; return the descriptor of what has to be synced then, None if nothing has.
+
+        Nothing more may be changed after it.
+
+        Raises:
+            StorageError: It cannot be written; `commit` tries again.
+        """
+        if self._direct is not None or not self._operations:
+            return None
+        self._written, fd = self._engine.write_record(self._operations)
+        return fd
+
+    def note_synced(self, error: OSError | None) -> None:
+        """Note that this was synced, so that `commit` need not, or that it failed.
+
+        Raises:
+            StorageError: It failed.
+        """
+        if error is not None:
+            self._engine.fail_sync(error)
+        self._is_synced = True
+
     def commit(self) -> None:
-        """Make all of it visible at once, and durable. One write and one sync."""
+        """Make all of it visible at once, and durable. One write and one sync, unless they are done."""
         if self._direct is not None:
             self._direct.commit()
         elif self._operations:
-            self._engine.commit(self._operations, self._own_lengths)
+            self._engine.commit(self._operations, self._own_lengths, self._written, is_synced=self._is_synced)
         self.close()
 
     def close(self) -> None:

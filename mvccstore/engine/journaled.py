@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import closing, suppress
+from typing import NoReturn
 
 from mvccstore.engine import EngineOptions, EngineSize
 from mvccstore.engine.journal import ADD, DELETE, Journal, is_journal_left, journal_names, left_records, remove_journal
@@ -217,19 +218,42 @@ class JournaledEngine:
         self._shown = (Stack(Layer(), stack.layers[0]), number, lengths, 0)
         self._journal, self._aside = self._aside, self._journal
 
-    def commit(self, operations: list[object], lengths: Lengths) -> None:
-        """Commit what a write transaction did. Called by it."""
-        stack, number, _, end = self._shown
+    def write_record(self, operations: list[object]) -> tuple[int, int | None]:
+        """Write what a write transaction did to the journal; return where that ends, and what is to be synced.
+
+        Called by it.
+        """
+        _, number, _, end = self._shown
         base = 0 if end else self.base.last_transaction()
-        end = self._journal.append(end, number + 1, operations, base)
+        return self._journal.write(end, number + 1, operations, base), self._journal.sync_fd
+
+    def commit(self, operations: list[object], lengths: Lengths, written: int | None, *, is_synced: bool) -> None:
+        """Commit what a write transaction did. Called by it.
+
+        Args:
+            operations: That.
+            lengths: Of the tables, after it.
+            written: Where its record ends, if that is written.
+            is_synced: Whether that is synced.
+        """
+        stack, number, _, end = self._shown
+        if written is None:
+            base = 0 if end else self.base.last_transaction()
+            written = self._journal.append(end, number + 1, operations, base)
+        elif not is_synced and self._journal.sync_fd is not None:
+            self._journal.sync()
         stack.layers[0].count += len(operations) // OPERATION_PARTS
         with self._mutex:
-            self._shown = (self._shown[0], number + 1, lengths, end)
+            self._shown = (self._shown[0], number + 1, lengths, written)
         if not self._has_changed.is_set():
             self._has_changed.set()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="mvccstore-journal", daemon=True)
                 self._thread.start()
+
+    def fail_sync(self, error: OSError) -> NoReturn:
+        """Take nothing more, as a sync of the journal has failed. Called by the write transaction."""
+        self._journal.fail(error)
 
     def is_committed(self, number: int) -> bool:
         """Say whether the commit with a number was done."""

@@ -3,7 +3,8 @@
 Why a thread: a commit waits for the disk, and the loop must not. What is asked for while one commit is under way
 makes the next, so a thousand clients share one fsync. What is soon done is done on the loop, as two threads that both
 run Python are in each other's way: of a store with a journal the thread only commits, and a store in memory has no
-disk to wait for, so there is no thread until it is needed.
+disk to wait for, so there is no thread until it is needed. Where the kernel syncs beside us (`fdsync`), there is none
+for a journal either.
 
 Invariants:
 
@@ -20,6 +21,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from operator import itemgetter
 from queue import SimpleQueue
 from typing import NamedTuple, TypeVar
@@ -29,6 +31,7 @@ from mvccstore.clock import SystemClock
 from mvccstore.commit import BATCH_MAX
 from mvccstore.engine import IN_MEMORY
 from mvccstore.errors import ClosedError, StoreError
+from mvccstore.server.fdsync import FdSync
 from mvccstore.server.slow import SlowRequests
 from mvccstore.server.transport.counts import Histogram
 from mvccstore.store import StagedWrites, Store
@@ -87,6 +90,13 @@ class Writer:
         self.under_way = 0
         """Requests that are not answered yet."""
         self._thread: threading.Thread | None = None
+        self._fdsync: FdSync | None = None
+        self._sync_mutex = threading.RLock()  # held by who ends a sync; taken before the store's own
+        self._syncing: _Staged | None = None
+        """What is synced just now."""
+        self._began_at = 0.0
+        self._has_looked = False
+        """Whether it is known if there is a `FdSync`."""
 
     def submit(self, request: WriteRequest, done: Done) -> None:
         """Have a request carried out, together with others; then `done` is called with its result or error."""
@@ -154,11 +164,51 @@ class Writer:
         if writes is None:
             self._give_to_thread(jobs)
         elif len(jobs) > 1 or self.under_way > 1 or self._pace > _HERE_SECONDS_MAX:
-            self._give_to_thread(_Staged(jobs, requests, writes))
+            staged = _Staged(jobs, requests, writes)
+            if not self._begin_sync(staged):
+                self._give_to_thread(staged)
         else:
             # Alone, with a disk that is quick: to the thread and back would take as long.
             self._complete(_Staged(jobs, requests, writes))
             self._deliver()
+
+    def _begin_sync(self, staged: _Staged) -> bool:
+        """Have the kernel sync what was staged, if it can."""
+        if not self._has_looked:
+            self._has_looked = True
+            with suppress(OSError):
+                self._fdsync = FdSync()
+                self._loop.add_reader(self._fdsync.fileno, self._end_sync)
+        if self._fdsync is None:
+            return False
+        with self._sync_mutex:
+            self._began_at = _CLOCK.monotonic()
+            try:
+                fd = staged.writes.write(self._expedite)
+                if fd is None:
+                    return False
+                self._fdsync.begin(fd)
+            except (StoreError, OSError):
+                return False  # the thread can, or meets the same, and tells
+            self._syncing = staged
+        return True
+
+    def _end_sync(self) -> None:
+        """A sync is done."""
+        self._take_synced()
+        self._deliver()
+
+    def _expedite(self) -> None:
+        """End the commit under way, for a thread that waits to write: it may be the loop's, which cannot then."""
+        self._take_synced()
+        self._tell()
+
+    def _take_synced(self) -> None:
+        with self._sync_mutex:
+            staged = self._syncing
+            if staged is not None and self._fdsync is not None:
+                self._complete(staged, self._began_at, self._fdsync.end(), is_synced=True)
+                self._syncing = None
 
     async def stop(self) -> None:
         """Carry out what was asked for, answer it, and end the thread."""
@@ -172,6 +222,10 @@ class Writer:
                 await self._drained
         finally:  # also if nobody waits for it any more
             self._inbox.put(None)
+            if self._fdsync is not None:
+                self._loop.remove_reader(self._fdsync.fileno)
+                self._fdsync.close()
+                self._fdsync = None
         if self._thread is not None:
             await self._loop.run_in_executor(None, self._thread.join)
 
@@ -199,11 +253,14 @@ class Writer:
         self._apply(requests, answering)
         self._answers.append((_END, None))
 
-    def _complete(self, staged: _Staged) -> None:
-        began_at = _CLOCK.monotonic()
+    def _complete(
+        self, staged: _Staged, began_at: float = -1.0, failure: OSError | None = None, *, is_synced: bool = False
+    ) -> None:
+        if not is_synced:
+            began_at = _CLOCK.monotonic()
         answers: Sequence[object]
         try:
-            answers = staged.writes.complete()
+            answers = staged.writes.complete(is_synced=is_synced, failure=failure)
         except Exception as error:  # noqa: BLE001 - whoever waits is told
             answers = [error] * len(staged.jobs)
         took = _CLOCK.monotonic() - began_at

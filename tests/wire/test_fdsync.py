@@ -1,0 +1,321 @@
+"""Syncs that the kernel does beside the loop: what a server's commits wait for where it can, and without it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import select
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mvccstore
+from mvccstore import KeyRange, StorageError, Store
+from mvccstore.engine import journal as journal_module
+from mvccstore.server import fdsync
+from mvccstore.server import writer as writer_module
+from mvccstore.server.fdsync import FdSync
+from mvccstore.server.transport.counts import Histogram
+from mvccstore.server.writer import Writer
+from mvccstore.types import PutRequest, PutResult
+
+SECONDS = 30
+COUNT = 40
+
+
+def available() -> bool:
+    try:
+        FdSync().close()
+    except OSError:
+        return False
+    return True
+
+
+HAS_FDSYNC = available()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with mvccstore.open(tmp_path / "store", journal=True) as opened:
+        yield opened
+
+
+@pytest.fixture(params=["kernel", "thread"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the commits of a writer wait for: where the kernel has nothing of the kind, it is the thread both times."""
+    chosen: str = request.param
+    if chosen == "thread":
+        monkeypatch.setattr(writer_module, "FdSync", refuse)
+    return chosen if HAS_FDSYNC else "thread"
+
+
+def refuse() -> FdSync:
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+
+def test_linux_has_it() -> None:
+    assert HAS_FDSYNC or os.uname().sysname != "Linux"
+
+
+@pytest.mark.skipif(not HAS_FDSYNC, reason="this system has no asynchronous syncs")
+def test_a_sync_is_begun_and_told(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("wb") as file, FdSync() as syncs:
+        for _ in range(3):
+            file.write(bytes(10_000))
+            file.flush()
+            syncs.begin(file.fileno())
+            assert select.select([syncs.fileno], [], [], SECONDS)[0]
+            assert syncs.end() is None
+            assert not select.select([syncs.fileno], [], [], 0)[0]
+
+
+@pytest.mark.skipif(not HAS_FDSYNC, reason="this system has no asynchronous syncs")
+def test_what_cannot_be_synced_is_said(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    with FdSync() as syncs:
+        for number in (errno.EINVAL, errno.EBADF):
+            with pytest.raises(OSError, match=os.strerror(number)):
+                syncs.begin(writer)
+            if number == errno.EINVAL:
+                os.close(writer)
+        with (tmp_path / "file").open("wb") as file:  # and it goes on
+            syncs.begin(file.fileno())
+            assert select.select([syncs.fileno], [], [], SECONDS)[0]
+            assert syncs.end() is None
+    os.close(reader)
+
+
+def test_other_platforms_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fdsync.platform, "machine", lambda: "vax")
+    with pytest.raises(OSError, match="platform"):
+        FdSync()
+
+
+def test_giving_it_up_leaves_no_file_open() -> None:
+    before = set(Path("/proc/self/fd").iterdir()) if HAS_FDSYNC else set()
+    for _ in range(3 * HAS_FDSYNC):
+        FdSync().close()
+    assert (set(Path("/proc/self/fd").iterdir()) if HAS_FDSYNC else set()) == before
+
+
+class Puts:
+    """Puts by a writer, in turns of the loop, and their answers."""
+
+    def __init__(self, store: Store) -> None:
+        self.writer = Writer(store, Histogram((1.0,)))
+        self.answers: list[Any] = []
+        self._changed = asyncio.Event()
+
+    def put(self, number: int) -> None:
+        self.writer.submit(PutRequest(b"%d" % number, b"v"), self._done)
+
+    def _done(self, answer: Any) -> None:
+        self.answers.append(answer)
+        self._changed.set()
+
+    async def wait(self, number: int) -> None:
+        async with asyncio.timeout(SECONDS):
+            while len(self.answers) < number:
+                self._changed.clear()
+                await self._changed.wait()
+
+
+def test_commits_are_synced_and_answered_in_order(store: Store, way: str) -> None:
+    async def main() -> None:
+        puts = Puts(store)
+        for number in range(COUNT):
+            puts.put(number)
+            if number % 7 == 6:
+                await asyncio.sleep(0)
+        await puts.wait(COUNT)
+        assert [answer.revision for answer in puts.answers] == list(range(2, COUNT + 2))
+        assert (puts.writer._thread is None) is (way == "kernel")
+        await puts.writer.stop()
+
+    asyncio.run(main(), debug=True)
+    assert store.count(KeyRange.all()) == COUNT
+    assert store.check() == []
+
+
+def test_nothing_is_seen_before_it_is_synced(store: Store, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = FdSync.begin
+    seen: list[int] = []
+
+    def look(self: FdSync, fd: int) -> None:
+        seen.append(store.revision)
+        begin(self, fd)
+        seen.append(store.revision)
+
+    monkeypatch.setattr(FdSync, "begin", look)
+
+    async def main() -> None:
+        puts = Puts(store)
+        for number in range(2):
+            puts.put(number)
+        await puts.wait(2)
+        await puts.writer.stop()
+
+    asyncio.run(main(), debug=True)
+    assert seen == ([1, 1] if way == "kernel" else [])
+    assert store.revision == 3
+
+
+def test_a_sync_that_fails_is_told_to_all_of_its_commit_and_nothing_is_taken_since(
+    store: Store, tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = FdSync.end
+
+    def fail(self: FdSync) -> OSError | None:
+        end(self)
+        return OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def fail_sync(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async def main() -> None:
+        puts = Puts(store)
+        puts.put(0)
+        await puts.wait(1)
+        monkeypatch.setattr(FdSync, "end", fail)
+        monkeypatch.setattr(journal_module, "_datasync", fail_sync)
+        for number in range(1, 4):
+            puts.put(number)
+        await puts.wait(4)
+        assert isinstance(puts.answers[0], PutResult)
+        for answer in puts.answers[1:]:
+            assert isinstance(answer, StorageError)
+        monkeypatch.undo()
+        puts.put(4)
+        puts.put(5)
+        await puts.wait(6)
+        for answer in puts.answers[4:]:
+            assert isinstance(answer, StorageError)
+            assert "open it again" in str(answer)
+        assert store.revision == 2
+        await puts.writer.stop()
+
+    asyncio.run(main())
+    store.close()
+    with mvccstore.open(tmp_path / "store", journal=True) as again:
+        assert again.revision == 2
+        again.put(b"k")
+        assert again.check() == []
+
+
+def test_a_sync_that_cannot_be_begun_is_the_threads(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse_to_begin(_: FdSync, _fd: int) -> None:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(FdSync, "begin", refuse_to_begin)
+
+    async def main() -> None:
+        puts = Puts(store)
+        for number in range(COUNT):
+            puts.put(number)
+        await puts.wait(COUNT)
+        assert puts.writer._thread is not None
+        await puts.writer.stop()
+
+    asyncio.run(main(), debug=True)
+    assert store.count(KeyRange.all()) == COUNT
+
+
+def test_a_full_disk_is_told_to_all_and_the_next_goes_on(
+    store: Store, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        """The module `os`, on a full disk."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(os, name)
+
+        def pwritev(self, *_: object) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def main() -> None:
+        puts = Puts(store)
+        with monkeypatch.context() as patch:
+            patch.setattr(journal_module, "os", Full())
+            puts.put(0)
+            puts.put(1)
+            await puts.wait(2)
+        assert [type(answer) for answer in puts.answers] == [mvccstore.StorageFullError] * 2
+        puts.put(2)
+        puts.put(3)
+        await puts.wait(4)
+        assert [answer.revision for answer in puts.answers[2:]] == [2, 3]
+        await puts.writer.stop()
+
+    asyncio.run(main(), debug=True)
+    assert way in {"kernel", "thread"}
+
+
+def test_stopping_waits_for_what_is_synced(store: Store, way: str) -> None:
+    async def main() -> None:
+        puts = Puts(store)
+        for number in range(COUNT):
+            puts.put(number)
+        await puts.writer.stop()
+        assert len(puts.answers) == COUNT
+
+    asyncio.run(main(), debug=True)
+    assert way in {"kernel", "thread"}
+    assert store.count(KeyRange.all()) == COUNT
+
+
+def test_others_write_between_its_commits(store: Store, way: str) -> None:
+    async def main() -> None:
+        puts = Puts(store)
+        for number in range(COUNT):
+            puts.put(number)
+            if number % 4 == 3:
+                await asyncio.to_thread(store.put, b"other", b"%d" % number)
+        await puts.wait(COUNT)
+        await puts.writer.stop()
+
+    asyncio.run(main())
+    assert way in {"kernel", "thread"}
+    assert store.revision == 1 + COUNT + COUNT // 4
+    assert store.check() == []
+
+
+def test_who_writes_on_the_loop_itself_does_not_wait_for_the_loop(store: Store, way: str) -> None:
+    async def main() -> None:
+        puts = Puts(store)
+        for number in range(COUNT):
+            puts.put(number)
+            puts.put(number)
+            await asyncio.sleep(0)  # it is handed over
+            store.put(b"other", b"%d" % number)
+        await puts.wait(2 * COUNT)
+        await puts.writer.stop()
+
+    asyncio.run(main())
+    assert way in {"kernel", "thread"}
+    assert store.revision == 1 + 3 * COUNT
+    assert store.check() == []
+
+
+def test_a_loop_that_ends_in_the_middle_leaves_a_store_that_can_be_closed(
+    store: Store, tmp_path: Path, way: str
+) -> None:
+    writers: list[Writer] = []
+
+    async def main() -> None:
+        puts = Puts(store)
+        writers.append(puts.writer)
+        puts.put(1)
+        puts.put(2)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert (writers[0]._syncing is not None) is (way == "kernel")
+
+    asyncio.run(main())
+    store.close()
+    with mvccstore.open(tmp_path / "store") as again:
+        assert again.revision == 3
+    if writers[0]._thread is not None:
+        writers[0]._inbox.put(None)
