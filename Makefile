@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format soak fuzz bench coverage examples tables messages clean
+.PHONY: help run test lint format soak fuzz compiled bench coverage examples tables messages clean
 
 help:
 	@echo 'make run       the story: the standard library imported, changed, read back in time, backed up'
@@ -13,6 +13,7 @@ help:
 	@echo 'make format    ruff, writing'
 	@echo 'make soak      the long versions of the random tests, a minute under load and one of overload with memory flat, 400 kills, etcdctl check perf'
 	@echo 'make fuzz      seven targets under atheris for half an hour in all (FUZZ_SECONDS), to go on with what the last run left'
+	@echo 'make compiled  the hot modules compiled with mypyc in a copy of all, and the tests on that: a C compiler is needed'
 	@echo 'make coverage  branch coverage of mvccstore/'
 	@echo 'make bench     the core benchmark, as a table'
 	@echo 'make examples  those of docs/examples whose language is installed, with clients from their registries'
@@ -53,6 +54,11 @@ soak: .venv/ready
 fuzz: .venv/ready
 	$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary atheris atheris || true
 	$(BIN)/python -m tests.fuzz.run
+
+# Without the doctests: to look for them, pytest reads what no function of C has.
+compiled: .venv/ready
+	$(BIN)/python -m tools.compiled build/tested
+	cd build/tested && PYTHONPATH=$(CURDIR)/build/tested $(CURDIR)/$(BIN)/python -m pytest -q -n auto --dist worksteal tests
 
 coverage: .venv/ready
 	$(BIN)/python -m pytest -q -p no:mvccstore --cov --cov-report=term  # the plugin would import it before it is measured

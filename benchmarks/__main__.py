@@ -17,7 +17,9 @@ from pathlib import Path
 from benchmarks import bench_compact, bench_kv, bench_size, bench_testing, bench_watch, bench_wire
 from benchmarks.harness import filesystem, machine
 from benchmarks.report import Report, markdown, text
+from benchmarks.wire_servers import ROOT
 from benchmarks.workloads import FULL, QUICK, Workload
+from tools.compiled import CompileError, compiled
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -43,7 +45,13 @@ def main(arguments: list[str] | None = None) -> int:
     if options.keys is not None:
         sizes = sizes.scaled(options.keys)
     workload = Workload(sizes, options.seed)
-    run = {"core": core, "watch": watch, "wire": wire, "testing": testing}[options.suite]
+    suites: dict[str, Callable[..., Report]] = {
+        "core": core,
+        "watch": watch,
+        "wire": partial(wire, is_pure=options.pure),
+        "testing": testing,
+    }
+    run = suites[options.suite]
     report = run(workload, parts, options.dir, options.etcd)
     report.facts["workload"] = {
         "suite": options.suite,
@@ -72,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--etcd", metavar="PATH", help="the etcd that `wire` and `testing` compare with (default: see README)"
     )
+    found.add_argument("--pure", action="store_true", help="have `wire` serve Python alone, nothing of it compiled")
     return found
 
 
@@ -123,13 +132,23 @@ def watch(workload: Workload, parts: list[str], folder: Path | None, _etcd: str 
     return _by_parts(parts, folder, lambda here, report, part: bench_watch.bench_watch(here, workload, report, part))
 
 
-def wire(workload: Workload, parts: list[str], folder: Path | None, etcd: str | None) -> Report:
-    """Run the parts of the wire suite."""
+def wire(
+    workload: Workload, parts: list[str], folder: Path | None, etcd: str | None, *, is_pure: bool = False
+) -> Report:
+    """Run the parts of the wire suite, on the package as a wheel has it, with what is hot compiled, if that can be."""
+    tree = ROOT
+    if not is_pure:
+        _say("compiling what is hot, unless that is done")
+        try:
+            tree = compiled()
+        except CompileError as error:
+            _say(f"it cannot be compiled: {error}")
     return _by_parts(
         parts,
         folder,
-        lambda here, report, part: bench_wire.bench_wire(here / part, workload, report, [part], etcd),
+        lambda here, report, part: bench_wire.bench_wire(here / part, workload, report, [part], etcd, tree),
         durability="fsync",
+        is_compiled=tree != ROOT,
     )
 
 

@@ -86,16 +86,18 @@ class Work:
     answer_bytes_min: int
 
 
-def bench_wire(folder: Path, workload: Workload, report: Report, parts: Sequence[str], etcd: str | None) -> None:
-    """Measure both servers, with data below `folder`."""
+def bench_wire(
+    folder: Path, workload: Workload, report: Report, parts: Sequence[str], etcd: str | None, tree: Path
+) -> None:
+    """Measure both servers, ours of the package in `tree`, with data below `folder`."""
     binary = find_etcd(etcd)
     name = f"etcd {etcd_version(binary)}"
     report.facts["etcd"] = {"version": name.removeprefix("etcd "), "path": binary.name}
     report.facts["load_average"] = [round(load, 2) for load in os.getloadavg()]
     if "start" in parts:
-        _bench_start(folder, workload, report, binary, name)
+        _bench_start(folder, workload, report, binary, name, tree)
     if {"calls", "fanout"} & set(parts):
-        with start_ours(folder / "ours") as ours, start_etcd(folder / "etcd", binary, name) as theirs:
+        with start_ours(folder / "ours", tree=tree) as ours, start_etcd(folder / "etcd", binary, name) as theirs:
             servers = (ours, theirs)
             for server in servers:
                 _load(server, workload)
@@ -106,14 +108,14 @@ def bench_wire(folder: Path, workload: Workload, report: Report, parts: Sequence
     if "tls" in parts:
         certificate = make_certificate(folder / "certificate")
         with (
-            start_ours(folder / "ours-tls", certificate) as ours,
+            start_ours(folder / "ours-tls", certificate, tree) as ours,
             start_etcd(folder / "etcd-tls", binary, name, certificate) as theirs,
         ):
             for server in (ours, theirs):
                 _load(server, workload)
             _bench_calls((ours, theirs), workload, report, over="tls")
     if "watches" in parts:
-        with start_ours(folder / "watched") as ours:
+        with start_ours(folder / "watched", tree=tree) as ours:
             report.figures["watch_10k_rss_mb"] = significant(_watched_mb(ours, workload))
 
 
@@ -310,13 +312,13 @@ def _watched_mb(server: ServerProcess, workload: Workload) -> float:
         return server.resident_mb
 
 
-def _bench_start(folder: Path, workload: Workload, report: Report, etcd: Path, name: str) -> None:
+def _bench_start(folder: Path, workload: Workload, report: Report, etcd: Path, name: str, tree: Path) -> None:
     ours: list[float] = []
     theirs: list[float] = []
-    with start_ours(folder / "first"):
-        pass  # compiles the modules
+    with start_ours(folder / "first", tree=tree):
+        pass  # makes the bytecode
     for number in range(workload.sizes.opens):
-        with start_ours(folder / f"start-{number}") as server:
+        with start_ours(folder / f"start-{number}", tree=tree) as server:
             ours.append(server.start_seconds)
         if number < 3:
             with start_etcd(folder / f"start-etcd-{number}", etcd, name) as server:

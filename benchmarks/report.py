@@ -168,7 +168,8 @@ def markdown(run: dict[str, Any]) -> str:
     machine = run["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     where = f"{machine['cpus']} x {machine['cpu']}, {machine['kernel']}, {machine['filesystem']}, {machine['python']}"
-    lines = [f"{where}; {versions}; one fsync takes {machine['fsync_us']:g} µs.", ""]
+    compiled = "; hot modules compiled" if machine.get("is_compiled") else ""
+    lines = [f"{where}; {versions}{compiled}; one fsync takes {machine['fsync_us']:g} µs.", ""]
     for heads, rows in tables(run):
         lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
         lines += ["| " + " | ".join(row) + " |" for row in rows]

@@ -90,6 +90,7 @@ class ServerProcess:
         folder: Path,
         arguments: list[str],
         certificate: Certificate | None = None,
+        tree: Path = ROOT,
     ) -> None:
         self.name = name
         self.port, peer_port = free_ports(2)
@@ -113,7 +114,7 @@ class ServerProcess:
             stdout=self._log,
             stderr=self._log,
             env=_environment(folder.parent / "bytecode"),
-            cwd=ROOT,
+            cwd=tree,
         )
         try:
             self._wait_until_it_answers()
@@ -172,9 +173,9 @@ def _environment(bytecode: Path) -> dict[str, str]:
     return ours | {"PYTHONPYCACHEPREFIX": str(bytecode)}
 
 
-def start_ours(folder: Path, certificate: Certificate | None = None) -> ServerProcess:
-    """Start this package's server."""
-    return ServerProcess(OURS, [sys.executable, "-m", "mvccstore.server.etcd_shim"], folder, [], certificate)
+def start_ours(folder: Path, certificate: Certificate | None = None, tree: Path = ROOT) -> ServerProcess:
+    """Start this package's server, of the package that is in `tree`."""
+    return ServerProcess(OURS, [sys.executable, "-m", "mvccstore.server.etcd_shim"], folder, [], certificate, tree)
 
 
 def start_etcd(folder: Path, etcd: Path, name: str, certificate: Certificate | None = None) -> ServerProcess:

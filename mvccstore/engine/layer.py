@@ -96,7 +96,6 @@ class Records:
                 start = last + b"\0"
             count *= 4
 
-
     def _order(self) -> None:
         """Have `_ordered` have all keys that there are now: what a writer appends meanwhile is not for who reads now."""
         count = len(self._new)

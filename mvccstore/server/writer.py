@@ -89,7 +89,7 @@ class Writer:
         """How long a commit takes, of late."""
         self.under_way = 0
         """Requests that are not answered yet."""
-        self._thread: threading.Thread | None = None
+        self._worker: threading.Thread | None = None
         self._fdsync: FdSync | None = None
         self._sync_mutex = threading.RLock()  # held by who ends a sync; taken before the store's own
         self._syncing: _Staged | None = None
@@ -133,9 +133,9 @@ class Writer:
             self._stage(jobs, requests)
 
     def _give_to_thread(self, work: list[_Job] | _Staged) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="mvccstore-server-writer", daemon=True)
-            self._thread.start()
+        if self._worker is None:
+            self._worker = threading.Thread(target=self._run, name="mvccstore-server-writer", daemon=True)
+            self._worker.start()
         self._inbox.put(work)
 
     def _do_here(self, jobs: list[_Job], requests: Sequence[WriteRequest]) -> bool:
@@ -226,8 +226,8 @@ class Writer:
                 self._loop.remove_reader(self._fdsync.fileno)
                 self._fdsync.close()
                 self._fdsync = None
-        if self._thread is not None:
-            await self._loop.run_in_executor(None, self._thread.join)
+        if self._worker is not None:
+            await self._loop.run_in_executor(None, self._worker.join)
 
     # The thread's side
 

@@ -28,7 +28,7 @@ from typing import Any
 from google.protobuf import text_format
 
 from mvccstore.server.messages import METHODS, rpc
-from mvccstore.server.transport.call import Call, Method, Receiver
+from mvccstore.server.transport.call import Call, Method
 from mvccstore.server.transport.status import Code, RpcError
 from mvccstore.testing.cassette import Cassette, Part, RecordedCall, read_cassette
 from mvccstore.testing.names import GENERATED, Name, Shape, Shapes, Ties, are_same_secrets
@@ -382,7 +382,7 @@ def _left_out(part: Part) -> RpcError:
     return RpcError(Code.RESOURCE_EXHAUSTED, f"an answer of {part.left_out} bytes was too large to be recorded")
 
 
-class _KeepAlives(Receiver):
+class _KeepAlives:
     """A stream that keeps leases alive."""
 
     def __init__(self, replay: Replay, call: Call) -> None:
@@ -401,7 +401,7 @@ class _KeepAlives(Receiver):
         self._call.finish()
 
 
-class _Watches(Receiver):
+class _Watches:
     """A stream of watches: each is played by itself, whichever streams they were on when they were recorded."""
 
     def __init__(self, replay: Replay, call: Call) -> None:

@@ -55,6 +55,7 @@ from tests.wire.auth_calls import (
 )
 from tests.wire.client import Client, Endpoint, RpcFailure
 from tests.wire.differential import Unary
+from tests.wire.plain_call import PlainCall
 
 SECONDS = 30
 OPTIONS = AuthOptions(bcrypt_cost=COST)
@@ -68,22 +69,20 @@ def store(open_store: Callable[..., Store]) -> Store:
 # On the loop, without a wire
 
 
-class Asked:
+class Asked(PlainCall):
     """A call as far as the services need one; `answered` is done when it has ended."""
 
     def __init__(self, token: bytes = b"", certificate: bytes | None = None, *more: tuple[bytes, bytes]) -> None:
         self.answered: asyncio.Future[bytes | str] = asyncio.get_running_loop().create_future()
-        self.metadata = Metadata(((b"token", token), *more) if token else more)
-        self.peer = Peer("here", certificate)
-
-    @property
-    def is_done(self) -> bool:
-        return self.answered.done()
+        metadata = Metadata(((b"token", token), *more) if token else more)
+        super().__init__(metadata, Peer("here", certificate))
 
     def reply(self, message: bytes) -> None:
+        self.is_done = True
         self.answered.set_result(message)
 
     def fail_with(self, error: Exception) -> None:
+        self.is_done = True
         self.answered.set_result(str(error))
 
     fail = fail_with
@@ -186,7 +185,7 @@ def test_i1_what_writes_waits_for_a_change_under_way(store: Store) -> None:
         asked = (put(b"k"), delete(b"k"), txn_of(b"k"), revoke(5), user_delete("bob"))
         after = [services.begin(operation, bob) for operation in asked]
         cancelled = services.begin(put(b"k"), root)
-        cancelled.answered.set_result(b"its client went")
+        cancelled.reply(b"its client went")
         by_root = services.begin(put(b"last"), root)
         assert services.node.auth.is_changing
         answers = [await one.answered for one in (before, change, *after, by_root)]

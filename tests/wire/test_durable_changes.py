@@ -20,23 +20,23 @@ from mvccstore.server.persona import V3_4, V3_6, Persona
 from mvccstore.server.services.cluster import Cluster
 from mvccstore.server.services.kv import KV
 from mvccstore.server.services.maintenance import Maintenance
-from mvccstore.server.transport.call import Metadata, Peer, Router
+from mvccstore.server.transport.call import Router
 from mvccstore.server.transport.limits import TransportLimits
 from mvccstore.server.transport.port import Port
 from mvccstore.server.transport.status import RpcError
 from mvccstore.types import WriteRequest
+from tests.wire.plain_call import PlainCall
 
 SECONDS = 30
 NOSPACE, CORRUPT = 1, 2
 Open = Callable[..., Store]
 
 
-class Asked:
+class Asked(PlainCall):
     """A call as far as these services need one."""
 
     def __init__(self) -> None:
-        self.metadata = Metadata()
-        self.peer = Peer("the test")
+        super().__init__()
         self.ended: asyncio.Future[bytes | str] = asyncio.get_running_loop().create_future()
 
     def reply(self, message: bytes) -> None:

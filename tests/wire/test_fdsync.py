@@ -132,7 +132,7 @@ def test_commits_are_synced_and_answered_in_order(store: Store, way: str) -> Non
                 await asyncio.sleep(0)
         await puts.wait(COUNT)
         assert [answer.revision for answer in puts.answers] == list(range(2, COUNT + 2))
-        assert (puts.writer._thread is None) is (way == "kernel")
+        assert (puts.writer._worker is None) is (way == "kernel")
         await puts.writer.stop()
 
     asyncio.run(main(), debug=True)
@@ -216,7 +216,7 @@ def test_a_sync_that_cannot_be_begun_is_the_threads(store: Store, monkeypatch: p
         for number in range(COUNT):
             puts.put(number)
         await puts.wait(COUNT)
-        assert puts.writer._thread is not None
+        assert puts.writer._worker is not None
         await puts.writer.stop()
 
     asyncio.run(main(), debug=True)
@@ -317,5 +317,5 @@ def test_a_loop_that_ends_in_the_middle_leaves_a_store_that_can_be_closed(
     store.close()
     with mvccstore.open(tmp_path / "store") as again:
         assert again.revision == 3
-    if writers[0]._thread is not None:
+    if writers[0]._worker is not None:
         writers[0]._inbox.put(None)

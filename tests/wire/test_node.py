@@ -20,14 +20,16 @@ from mvccstore.server.services.cluster import Cluster
 from mvccstore.server.services.lease import LeaseService
 from mvccstore.server.transport.status import RpcError
 from mvccstore.types import DeleteRequest, PutRequest, Result
+from tests.wire.plain_call import PlainCall
 
 SECONDS = 30
 
 
-class Asked:
+class Asked(PlainCall):
     """A call as far as these services need one; `answered` is done when it has ended."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.answered: asyncio.Future[bytes | str] = asyncio.get_running_loop().create_future()
 
     def reply(self, message: bytes) -> None:

@@ -15,7 +15,7 @@ from mvccstore.server.auth.permissions import READ, WRITE
 from mvccstore.server.errors import Refusal
 from mvccstore.server.messages import rpc
 from mvccstore.server.node import Node
-from mvccstore.server.transport.call import Call, Method, Receiver
+from mvccstore.server.transport.call import Call, Method
 from mvccstore.types import DeleteResult, LeaseGrantRequest, LeaseRevokeRequest, Result
 
 _GRANT_COST_BYTES = 64
@@ -145,7 +145,7 @@ class LeaseService:
         return self._node.header() + response.SerializeToString()
 
 
-class KeepAlive(Receiver):
+class KeepAlive:
     """One stream of keep-alives, for any number of leases."""
 
     __slots__ = ("_call", "_is_ended", "_node", "_waiting")

@@ -29,6 +29,8 @@ from dataclasses import dataclass, field
 from inspect import CORO_CREATED, getcoroutinestate
 from typing import Any, Protocol
 
+from mypy_extensions import mypyc_attr
+
 from mvccstore.server.transport.counts import Cuts, MethodCounts
 from mvccstore.server.transport.status import Code, RpcError
 
@@ -133,6 +135,7 @@ class Router:
         raise RpcError(Code.UNIMPLEMENTED, f"unknown service {service}")
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Call(ABC):
     """One call, from its first byte to its status. Used on the loop's thread only."""
 

@@ -59,19 +59,21 @@ class Deadlines:
 
     def close(self) -> None:
         """Forget all."""
+        self._stop_timer()
+        self._buckets.clear()
+
+    def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._buckets.clear()
 
     def _set_timer(self, number: int) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self._stop_timer()
         self._next = number
         self._timer = self._loop.call_at(number / _BUCKETS_A_SECOND, self._tick)
 
     def _tick(self) -> None:
-        self._timer = None
+        self._stop_timer()
         now = self._loop.time() * _BUCKETS_A_SECOND
         for number in [number for number in self._buckets if number <= now]:
             for timed in list(self._buckets.pop(number)):

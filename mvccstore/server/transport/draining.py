@@ -19,7 +19,7 @@ _PING = b"drain\0\0\0"
 class Drained(Protocol):
     """What it needs of the connection."""
 
-    out: list[bytes]
+    out: list[bytes | memoryview]
     last_id: int
 
     def flush_soon(self) -> None:

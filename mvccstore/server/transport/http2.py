@@ -294,6 +294,8 @@ class Http2Connection(Outgoing, asyncio.BufferedProtocol):
         """
         high, low, kind, flags, data_number = unpack_head(data, position)
         size: int = high << 16 | low
+        if size < MESSAGE_HEAD_BYTES:
+            return 0
         start = position + FRAME_HEAD_BYTES
         message = data[start + MESSAGE_HEAD_BYTES : start + size]
         if (

@@ -52,7 +52,7 @@ class Outgoing:
         self.owes_table_size = False
         self.is_writable = True
         self.has_answered = False
-        self.out: list[bytes] = []
+        self.out: list[bytes | memoryview] = []
         self._loop = loop
         self._transport: asyncio.Transport | None = None
         self._pending: dict[WireStream, None] = {}

@@ -110,7 +110,7 @@ class PageStream:
         self._held = 0
         self._exchange: Exchange | None = None
         self._receiver: BodyReceiver | None = None
-        self._queue: deque[bytes] = deque()
+        self._queue: deque[bytes | memoryview] = deque()
         self._queued = 0
         self._is_ending = self._is_lingering = False
         self._stalled_above = 0
@@ -367,7 +367,7 @@ class PageStream:
             queue.popleft()
         else:
             # A view: what is left of a large part is not copied with each frame.
-            queue[0] = memoryview(part)[size:]  # type: ignore[assignment]
+            queue[0] = memoryview(part)[size:]
             part = bytes(part[:size])
         wire.send_window -= size
         self.send_window -= size

@@ -18,6 +18,8 @@ import zlib
 from collections import deque
 from typing import Any, Protocol
 
+from mypy_extensions import mypyc_attr
+
 from mvccstore.server.transport.blocks import GRPC_HEAD, OK_STATUS, literal, refusal_block, status_block
 from mvccstore.server.transport.call import WRITABLE_BYTES, Call, Peer, Receiver, Router
 from mvccstore.server.transport.deadlines import Deadlines, Timed
@@ -103,7 +105,7 @@ class Wire(Protocol):
     owes_table_size: bool
     is_writable: bool
     has_answered: bool
-    out: list[bytes]
+    out: list[bytes | memoryview]
 
     def flush_soon(self) -> None:
         """Have `out` written at the end of this turn of the loop."""
@@ -142,6 +144,7 @@ class Wire(Protocol):
         ...
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Stream(Call):
     """One call over HTTP/2."""
 
@@ -183,7 +186,7 @@ class Stream(Call):
         self._held_request = 0
         """The size of `_request`, if it waits for the end of the client's half."""
         self._receiver: Receiver | None = None
-        self._queue: deque[bytes] | None = None
+        self._queue: deque[bytes | memoryview] | None = None
         self._queued = 0
         self._trailers: bytes | None = None
         self._was_unwritable = False
@@ -243,9 +246,9 @@ class Stream(Call):
 
     def _assemble(self, payload: bytes) -> None:
         self._wire.hold_bytes(len(payload))
-        if self._incoming is None:
-            self._incoming = bytearray()
         incoming = self._incoming
+        if incoming is None:
+            incoming = self._incoming = bytearray()
         incoming += payload
         position = 0
         limit = self._wire.limits.message_bytes_max
@@ -573,7 +576,7 @@ class Stream(Call):
             queue.popleft()
         else:
             # A view: what is left of a large part is not copied with each frame.
-            queue[0] = memoryview(part)[size:]  # type: ignore[assignment]
+            queue[0] = memoryview(part)[size:]
             part = bytes(part[:size])
         wire.send_window -= size
         self.send_window -= size
