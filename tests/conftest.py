@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 
 import mvccstore
+from mvccstore import codec
 from tests.journaled import have_journals
 from tests.oracle.choice import begin_building, describe_choice, end_building, find_oracle
 
@@ -43,6 +44,15 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_report_header() -> str:
     """Say which etcd the tests will compare with."""
     return f"oracle: {describe_choice()}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On a copy with compiled modules (`make compiled`), leave out what is about Python alone, and say why."""
+    if not str(codec.__file__).endswith(".py"):
+        for item in items:
+            marker = item.get_closest_marker("pure")
+            if marker is not None:
+                item.add_marker(pytest.mark.skip(reason=f"compiled: {marker.args[0]}"))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

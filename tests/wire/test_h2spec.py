@@ -93,6 +93,7 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 if find_go() is not None:
 
     @pytest.mark.slow
+    @pytest.mark.pure("a call is answered before h2spec has sent the frame that is to be refused")
     def test_what_h2spec_says(port: int, tmp_path: Path) -> None:
         report = tmp_path / "report.xml"
         options = ["-h", "127.0.0.1", "-p", str(port), "-o", str(TIMEOUT_SECONDS), "-S", "-j", str(report)]

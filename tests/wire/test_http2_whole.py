@@ -97,6 +97,7 @@ def test_answers_are_those_of_the_same_frames_one_by_one(seed: int) -> None:
     assert played(conversation, is_cut=False) == played(conversation, is_cut=True)
 
 
+@pytest.mark.pure("replaces a method")
 def test_it_is_taken_from_the_second_call_on(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
     take = Http2Connection._take_whole

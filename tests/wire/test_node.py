@@ -156,6 +156,7 @@ class Noting:
         return self._function(*args, **options)
 
 
+@pytest.mark.pure("replaces a method")
 def test_what_takes_long_is_done_beside_the_loop(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     lease = store.grant(60)
     for number in range(100):

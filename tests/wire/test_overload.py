@@ -153,6 +153,7 @@ def test_large_values_count_for_more(server: Serving, monkeypatch: pytest.Monkey
     assert sorted(revisions) == list(range(2, 42))
 
 
+@pytest.mark.pure("replaces a method")
 def test_large_ranges_keep_little_of_their_rows_in_all(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that find no room read their rows again, and are answered as well."""
     with server.store.begin() as txn:

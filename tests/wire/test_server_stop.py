@@ -137,6 +137,7 @@ def test_calls_that_wait_for_somebody_are_cut(open_store: Open, engine: str, mon
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith("mvccstore-server")] == []
 
 
+@pytest.mark.pure("replaces a method")
 def test_writes_under_way_are_carried_out_and_answered(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store(engine="lmdb")
     may_go, is_held = threading.Event(), threading.Event()

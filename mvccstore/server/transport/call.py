@@ -26,7 +26,6 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from inspect import CORO_CREATED, getcoroutinestate
 from typing import Any, Protocol
 
 from mypy_extensions import mypyc_attr
@@ -167,7 +166,7 @@ class Call(ABC):
         """Called when the call is writable again, each time it was not; to be set by who wants to know."""
         self._task: asyncio.Task[None] | None = None
         self._cost = 0
-        self._work: Coroutine[Any, Any, bytes | None] | None = None
+        self._work: Coroutine[Any, Any, bytes | None] | None = None  # until the task begins with it
         self._waiter: asyncio.Future[None] | None = None
 
     # What a transport provides
@@ -271,10 +270,11 @@ class Call(ABC):
     def _cancel_task(self) -> None:
         if self._task is not None:
             self._task.cancel()
-            if self._work is not None and getcoroutinestate(self._work) == CORO_CREATED:
+            if self._work is not None:
                 self._work.close()  # the task never begins: nothing is to be said of work that nobody waits for
 
     async def _serve(self, work: Coroutine[Any, Any, bytes | None]) -> None:
+        self._work = None
         try:
             answer = await work
         except asyncio.CancelledError:
@@ -287,7 +287,7 @@ class Call(ABC):
             if answer is not None:
                 self.reply(answer)
         finally:
-            self._task = self._work = None
+            self._task = None
 
     def _count_start(self) -> None:
         counts = self.method.counts
