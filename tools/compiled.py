@@ -33,6 +33,7 @@ MODULES = (
     "engine/layer",
     "mvcc/apply",
     "mvcc/etcd_encoding",
+    "mvcc/read",
     "server/messages/fast",
     "server/node",
     "server/services/kv",
