@@ -115,7 +115,7 @@ class Committer:
         """End the exclusive turn. Harmless if this thread has none."""
         if self.queue.is_mine():
             if self._is_stale and not self._is_closed:  # its commit was interrupted
-                with suppress(StorageError):  # the next writer meets the same, and says so
+                with suppress(StorageError, ClosedError):  # the next writer meets the same, and says so
                     self._refresh()
             self.queue.leave()
 

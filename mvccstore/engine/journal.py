@@ -47,7 +47,7 @@ _HEAD_MAGIC = b"mvccjrn2"
 _HEAD_BYTES = _HEAD.size + 4
 _STEP_BYTES = 256 << 10
 """The file grows by so much: a commit in some hundred pays for it."""
-_SEARCH_TIMES = 8
+_SEARCH_TIMES = 500
 _ZEROS = memoryview(bytes(_STEP_BYTES))
 _RECORD = Struct(">4sIQI")
 _RECORD_MAGIC = b"\xf0JR\x01"
@@ -144,8 +144,7 @@ class Journal:
             StorageError: The disk failed, now or before; then nothing more is taken, as what a failed sync has
                 written is not known.
         """
-        if self._failure is not None:
-            raise self._failure
+        self.check()
         payload = pack(operations)
         head = b"" if end else self._new_head(base, number)
         record = _RECORD.pack(_RECORD_MAGIC, len(payload), number, _checksum(self._salt, number, payload))
@@ -177,12 +176,20 @@ class Journal:
         Raises:
             StorageError: As `append`.
         """
-        if self._failure is not None:
-            raise self._failure
+        self.check()
         try:
             _datasync(self._fd)
         except OSError as error:
             self.fail(error)
+
+    def check(self) -> None:
+        """Raise if a sync has failed.
+
+        Raises:
+            StorageError: As `append`.
+        """
+        if self._failure is not None:
+            raise self._failure
 
     def fail(self, error: OSError) -> NoReturn:
         """Take nothing more, as a sync has failed.
@@ -237,8 +244,13 @@ def left_records(path: str, base: int) -> Iterator[tuple[int, Operations]]:
     Cost: each file is read once, as a whole.
     """
     last = None
-    for records in sorted(filter(None, (_records_of(path, name, base) for name in journal_names(path)))):
+    files = sorted(filter(None, (_records_of(path, name, base) for name in journal_names(path))))
+    for place, records in enumerate(files):
+        # What was taken back from the older file, and written again to the younger one, may still be in the older.
+        stop = files[place + 1][0][0] if place + 1 < len(files) else None
         for number, payload in records:
+            if number == stop:
+                break
             if last is not None and number != last + 1:  # I1
                 raise CorruptError(path, f"its journal goes on from commit {last} to {number}")
             yield number, _operations(path, payload)
@@ -257,12 +269,14 @@ def _records_of(path: str, name: str, base: int) -> list[tuple[int, bytes]]:
     if len(head) < _HEAD_BYTES:
         return []  # it was cut short as it was begun
     magic, stands_on, first, salt = _HEAD.unpack_from(head)
+    if not any(head):
+        return []  # what was to be written there first has not arrived
     if magic != _HEAD_MAGIC and 0 not in magic:  # else it was cut short before zeros
         raise FormatError(path, f"{name} is not a journal of this version")
     if not _is_whole(head):
         if _RECORD_MAGIC in content:
             raise CorruptError(path, f"the head of {name} is damaged")
-        return []  # as before
+        return []  # it was cut short
     if first == 0:
         return []
     found: list[tuple[int, bytes]] = []
@@ -298,12 +312,15 @@ def _check_rest(path: str, content: bytes, offset: int, salt: int, number: int) 
     Old records and values may look like many: the search ends when it has looked at the content so many times.
     """
     left = _SEARCH_TIMES * len(content)
+    last = number + len(content) // _RECORD.size
     while left > 0 and (offset := content.find(_RECORD_MAGIC, offset)) >= 0:
-        record = _record_at(content, offset, salt)
-        if record is not None and record[0] >= number:
-            raise CorruptError(path, f"its journal is damaged before byte {offset:,}, and goes on there")
+        if len(content) - offset >= _RECORD.size:
+            _, length, named, _ = _RECORD.unpack_from(content, offset)
+            if number <= named <= last and length <= len(content) - offset - _RECORD.size:
+                if _record_at(content, offset, salt) is not None:
+                    raise CorruptError(path, f"its journal is damaged before byte {offset:,}, and goes on there")
+                left -= length
         offset += 1
-        left -= int.from_bytes(content[offset + 3 : offset + 7])
 
 
 def _operations(path: str, payload: bytes) -> Operations:

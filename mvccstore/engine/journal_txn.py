@@ -10,7 +10,7 @@ from typing import NoReturn, Protocol, Self
 from mvccstore.engine.journal import ADD, DELETE
 from mvccstore.engine.layer import Layer, Stack, entries_of, first_at
 from mvccstore.engine.lmdb_txn import LmdbView, LmdbWrite
-from mvccstore.errors import CorruptError
+from mvccstore.errors import ClosedError, CorruptError
 from mvccstore.tables import ENTRY_BYTES, RetryWrite, Table
 
 TXN_BYTES_MAX = 4 << 20
@@ -345,10 +345,15 @@ class JournalWrite(JournalView):
         Raises:
             StorageError: It cannot be written; `commit` tries again.
         """
+        self._check_open()
         if self._direct is not None or not self._operations:
             return None
         self._written, fd = self._engine.write_record(self._operations)
         return fd
+
+    def _check_open(self) -> None:
+        if not self._is_open:  # by an engine that was closed meanwhile
+            raise ClosedError
 
     def note_synced(self, error: OSError | None) -> None:
         """Note that this was synced, so that `commit` need not, or that it failed.
@@ -362,6 +367,7 @@ class JournalWrite(JournalView):
 
     def commit(self) -> None:
         """Make all of it visible at once, and durable. One write and one sync, unless they are done."""
+        self._check_open()
         if self._direct is not None:
             self._direct.commit()
         elif self._operations:

@@ -180,6 +180,7 @@ class JournaledEngine:
             with self._mutex:
                 if self._is_closed:
                     raise ClosedError
+                self._check_journal()
                 if self._writer is not None:
                     self._writer.close()  # I4: it was forgotten
                 if self._has_room():
@@ -194,10 +195,17 @@ class JournaledEngine:
         It raises `RetryWrite` for what only `write` can do: that goes to the tables directly.
         """
         with self._mutex:
+            self._check_journal()
             if self._is_closed or self._writer is not None or not self._has_room():
                 return None
             self._writer = writer = JournalWrite(self, self._shown, self.base.read(), is_movable=True)
             return writer
+
+    def _check_journal(self) -> None:
+        """Raise if a sync of either file has failed: nothing more is taken, nor carried over, and who opens it next
+        goes by what is there."""
+        self._journal.check()
+        self._aside.check()
 
     def _has_room(self) -> bool:
         """Say whether there is a layer for the next commit; one that is full is put aside. No writer is open."""
@@ -240,7 +248,9 @@ class JournaledEngine:
         if written is None:
             base = 0 if end else self.base.last_transaction()
             written = self._journal.append(end, number + 1, operations, base)
-        elif not is_synced and self._journal.sync_fd is not None:
+        elif is_synced:
+            self._journal.check()  # a sync that another thread had may have been told what became of this one
+        elif self._journal.sync_fd is not None:
             self._journal.sync()
         stack.layers[0].count += len(operations) // OPERATION_PARTS
         with self._mutex:
@@ -306,6 +316,7 @@ class JournaledEngine:
         """Have the tables have the layer that was put aside, if there is one. `_carrying` is held."""
         layers = self._shown[0].layers
         if len(layers) > 1:
+            self._check_journal()
             _carry(self.base, layers[1])
             self._aside.empty()
             with self._mutex:

@@ -100,7 +100,7 @@ class Records:
         """Have `_ordered` have all keys that there are now: what a writer appends meanwhile is not for who reads now."""
         count = len(self._new)
         if self._is_ordering:
-            self._ordered = SortedList(list(self.nodes))
+            self._ordered = SortedList({*self.nodes, *self._new[:count]})
         else:
             self._is_ordering = True
             self._ordered.update(self._new[:count])

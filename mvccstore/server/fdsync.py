@@ -13,8 +13,10 @@ import ctypes
 import os
 import platform
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple, Self
+from weakref import finalize
 
 _FDSYNC = 3
 _FLAG_RESFD = 1
@@ -91,7 +93,8 @@ class FdSync:
         self._request = _Request(opcode=_FDSYNC, flags=_FLAG_RESFD, result_fd=self.fileno)
         self._requests = (ctypes.c_void_p * 1)(ctypes.addressof(self._request))
         self._event = _Event()
-        self._is_under_way = False
+        self._release = finalize(self, _release, self._syscall, calls.destroy, self._context, self.fileno)
+        self._number = 0  # of the sync that was begun last
 
     def _call(self, number: int, *arguments: object) -> int:
         result: int = self._syscall(number, *arguments)
@@ -106,30 +109,39 @@ class FdSync:
         Raises:
             OSError: It cannot be begun; nothing was done.
         """
-        self._request.fd = fd
-        self._call(self._calls.submit, self._context, 1, self._requests)
-        self._is_under_way = True
+        # Before: one that was interrupted as it was begun is not taken for the next.
+        self._number += 1
+        self._request.data, self._request.fd = self._number, fd
+        try:
+            self._call(self._calls.submit, self._context, 1, self._requests)
+        except OSError:
+            self._number -= 1
+            raise
 
     def end(self) -> OSError | None:
-        """Wait until the sync is done, unless `fileno` has told so; return how it failed, or None. May be repeated."""
-        while self._is_under_way:
-            try:
+        """Wait until the sync is done; return how it has failed, or None. May be repeated."""
+        while self._event.data != self._number:
+            with suppress(InterruptedError):
                 self._call(self._calls.getevents, self._context, 1, 1, ctypes.byref(self._event), None)
-            except InterruptedError:
-                continue
-            self._is_under_way = False
-        with suppress(BlockingIOError):  # it was taken before
-            os.eventfd_read(self.fileno)
         result = self._event.result
         return None if result >= 0 else OSError(-result, os.strerror(-result))
 
+    def hear(self) -> None:
+        """Have `fileno` tell of later syncs alone."""
+        with suppress(BlockingIOError):
+            os.eventfd_read(self.fileno)
+
     def close(self) -> None:
-        """Give it up. Waits for a sync that is under way."""
-        self._call(self._calls.destroy, self._context)
-        os.close(self.fileno)
+        """Give it up. Waits for a sync that is under way. Closing twice is harmless."""
+        self._release()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+def _release(syscall: Callable[..., int], destroy: int, context: ctypes.c_ulong, fileno: int) -> None:
+    syscall(destroy, context)
+    os.close(fileno)

@@ -21,7 +21,6 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from operator import itemgetter
 from queue import SimpleQueue
 from typing import NamedTuple, TypeVar
@@ -30,7 +29,7 @@ from mvccstore.attributes import AttributesRequest
 from mvccstore.clock import SystemClock
 from mvccstore.commit import BATCH_MAX
 from mvccstore.engine import IN_MEMORY
-from mvccstore.errors import ClosedError, StoreError
+from mvccstore.errors import ClosedError, StorageError, StoreError
 from mvccstore.server.fdsync import FdSync
 from mvccstore.server.slow import SlowRequests
 from mvccstore.server.transport.counts import Histogram
@@ -94,6 +93,8 @@ class Writer:
         self._sync_mutex = threading.RLock()  # held by who ends a sync; taken before the store's own
         self._syncing: _Staged | None = None
         """What is synced just now."""
+        self._is_begun = False
+        """Whether that has begun."""
         self._began_at = 0.0
         self._has_looked = False
         """Whether it is known if there is a `FdSync`."""
@@ -176,38 +177,60 @@ class Writer:
         """Have the kernel sync what was staged, if it can."""
         if not self._has_looked:
             self._has_looked = True
-            with suppress(OSError):
-                self._fdsync = FdSync()
-                self._loop.add_reader(self._fdsync.fileno, self._end_sync)
+            self._fdsync = self._new_fdsync()
         if self._fdsync is None:
             return False
         with self._sync_mutex:
-            self._began_at = _CLOCK.monotonic()
+            self._syncing, self._is_begun, self._began_at = staged, False, _CLOCK.monotonic()
             try:
                 fd = staged.writes.write(self._expedite)
-                if fd is None:
-                    return False
-                self._fdsync.begin(fd)
+                if fd is not None and self._syncing is staged:
+                    self._fdsync.begin(fd)
+                    self._is_begun = True
             except (StoreError, OSError):
-                return False  # the thread can, or meets the same, and tells
-            self._syncing = staged
-        return True
+                pass  # the thread can, or meets the same, and tells
+            if self._syncing is not staged:
+                return True  # a signal handler that writes, too, has ended it
+            if not self._is_begun:
+                self._syncing = None
+            return self._is_begun
+
+    def _new_fdsync(self) -> FdSync | None:
+        try:
+            made = FdSync()
+        except (OSError, AttributeError):
+            return None
+        try:
+            self._loop.add_reader(made.fileno, self._end_sync)
+        except (OSError, NotImplementedError):
+            made.close()
+            return None
+        return made
 
     def _end_sync(self) -> None:
         """A sync is done."""
+        if self._fdsync is not None:
+            self._fdsync.hear()
         self._take_synced()
         self._deliver()
 
     def _expedite(self) -> None:
         """End the commit under way, for a thread that waits to write: it may be the loop's, which cannot then."""
-        self._take_synced()
-        self._tell()
+        try:
+            self._take_synced()
+        finally:
+            self._tell()
 
     def _take_synced(self) -> None:
         with self._sync_mutex:
             staged = self._syncing
-            if staged is not None and self._fdsync is not None:
-                self._complete(staged, self._began_at, self._fdsync.end(), is_synced=True)
+            if staged is None or self._fdsync is None:
+                return
+            is_synced = self._is_begun
+            failure = self._fdsync.end() if is_synced else None  # who is interrupted here leaves it to the loop
+            try:
+                self._complete(staged, self._began_at, failure, is_synced=is_synced)
+            finally:
                 self._syncing = None
 
     async def stop(self) -> None:
@@ -222,10 +245,13 @@ class Writer:
                 await self._drained
         finally:  # also if nobody waits for it any more
             self._inbox.put(None)
-            if self._fdsync is not None:
-                self._loop.remove_reader(self._fdsync.fileno)
-                self._fdsync.close()
-                self._fdsync = None
+            with self._sync_mutex:
+                if self._fdsync is not None:
+                    self._take_synced()
+                    self._loop.remove_reader(self._fdsync.fileno)
+                    self._fdsync.close()
+                    self._fdsync = None
+            self._deliver()
         if self._worker is not None:
             await self._loop.run_in_executor(None, self._worker.join)
 
@@ -263,6 +289,10 @@ class Writer:
             answers = staged.writes.complete(is_synced=is_synced, failure=failure)
         except Exception as error:  # noqa: BLE001 - whoever waits is told
             answers = [error] * len(staged.jobs)
+        except BaseException:
+            interrupted = StorageError(self._store.path, "the commit was interrupted, and may be done or not")
+            self._finish(staged.jobs, [interrupted] * len(staged.jobs))
+            raise
         took = _CLOCK.monotonic() - began_at
         self._pace += (took - self._pace) / _PACE_COMMITS
         self._note(took, staged.requests)

@@ -20,7 +20,7 @@ from mvccstore.engine import journaled
 from mvccstore.engine.journal import _HEAD_BYTES as HEAD_BYTES
 from mvccstore.engine.journal import _RECORD as RECORD
 from mvccstore.engine.journal import _RECORD_MAGIC as RECORD_MAGIC
-from mvccstore.engine.journal import ADD, Journal, journal_names, left_records, remove_journal
+from mvccstore.engine.journal import ADD, Journal, is_journal_left, journal_names, left_records, remove_journal
 from mvccstore.engine.journal_txn import TXN_BYTES_MAX, JournalView
 from mvccstore.engine.journaled import JournaledEngine, open_lmdb
 from mvccstore.engine.lmdb import LmdbEngine
@@ -441,6 +441,34 @@ def test_damage_before_older_records_is_told(path: Path, journal: Journal) -> No
             numbers_left(path)
 
 
+def test_what_looks_like_a_record_does_not_hide_damage(path: Path, journal: Journal) -> None:
+    name = Path(journal_names(str(path))[0])
+    value = b"DAMAGE" + RECORD_MAGIC + b"\xff" * 4 + RECORD.pack(RECORD_MAGIC, 99, 2, 0) * 99
+    append(journal, range(1, 8), value)
+    whole = name.read_bytes()
+    name.write_bytes(whole.replace(b"DAMAGE", b"damage", 1))
+    with pytest.raises(CorruptError, match="damaged"):
+        numbers_left(path)
+
+
+def test_number_that_was_taken_back_and_used_again_is_the_younger_files(path: Path, journal: Journal) -> None:
+    append(journal, range(1, 4), b"v")  # of which 3 was taken back, and that is not on disk
+    other = Journal(str(path), journal_names(str(path))[1], sync_commits=False)
+    append(other, range(3, 5), b"w")
+    found = list(left_records(str(path), 1))
+    assert [number for number, _ in found] == [1, 2, 3, 4]
+    assert [operations[0][2] for _, operations in found] == [b"v", b"v", b"w", b"w"]
+    other.close(is_done=True)
+
+
+def test_first_write_that_did_not_arrive_leaves_nothing(path: Path, journal: Journal) -> None:
+    name = Path(journal_names(str(path))[0])
+    append(journal, range(1, 2), bytes(5_000) + RECORD_MAGIC + bytes(5_000))
+    name.write_bytes(bytes(4096) + name.read_bytes()[4096:])
+    assert numbers_left(path) == []
+    assert not is_journal_left(str(path))
+
+
 def test_value_that_looks_like_records_is_none(path: Path, journal: Journal) -> None:
     """A client cannot have what a crash leaves look like damage, nor have it searched for long."""
     payload = b"\x93\x00\xc4\x01k\xc0"
@@ -582,6 +610,26 @@ def test_after_a_sync_that_failed_nothing_is_taken_until_it_is_opened_again(
     again = open_engine()
     assert look(again, everything) == before
     write(again, put(b"a", b"4"))
+
+
+def test_after_a_sync_that_failed_nothing_is_carried_over(
+    path: Path, open_engine: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = open_engine(sync_commits=True)
+    write(engine, put(b"a", b"1"))
+    before = engine.base.last_transaction()
+    with monkeypatch.context() as patch:
+        patch.setattr(journal_module, "_datasync", FailingOs("_", errno.EIO).fail)
+        with pytest.raises(StorageError):
+            write(engine, put(b"a", b"2"))
+    for _ in range(3):
+        with pytest.raises(StorageError, match="open it again"):
+            engine.sync()
+        with pytest.raises(StorageError, match="open it again"):
+            engine.write()
+    assert engine.base.last_transaction() == before
+    engine.close()
+    assert look(open_engine(), lambda view: view.get(Table.META, b"a")) == b"1"
 
 
 def test_tables_that_cannot_be_written_leave_all_in_the_journal(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
+import gc
 import os
 import select
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -69,6 +73,8 @@ def test_a_sync_is_begun_and_told(tmp_path: Path) -> None:
             syncs.begin(file.fileno())
             assert select.select([syncs.fileno], [], [], SECONDS)[0]
             assert syncs.end() is None
+            assert syncs.end() is None  # as often as one likes
+            syncs.hear()
             assert not select.select([syncs.fileno], [], [], 0)[0]
 
 
@@ -98,7 +104,42 @@ def test_giving_it_up_leaves_no_file_open() -> None:
     before = set(Path("/proc/self/fd").iterdir()) if HAS_FDSYNC else set()
     for _ in range(3 * HAS_FDSYNC):
         FdSync().close()
+        FdSync()  # and is forgotten
+    gc.collect()
     assert (set(Path("/proc/self/fd").iterdir()) if HAS_FDSYNC else set()) == before
+
+
+@pytest.mark.skipif(not HAS_FDSYNC, reason="this system has no asynchronous syncs")
+def test_an_end_that_is_interrupted_can_be_had_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = FdSync._call
+
+    def interrupted(self: FdSync, number: int, *arguments: object) -> int:
+        result = call(self, number, *arguments)
+        if number in {self._calls.getevents, self._calls.submit}:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        return result
+
+    with (tmp_path / "file").open("wb") as file, FdSync() as syncs:
+        syncs.begin(file.fileno())
+        monkeypatch.setattr(FdSync, "_call", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            syncs.end()
+        assert syncs.end() is None
+        monkeypatch.setattr(FdSync, "_call", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            syncs.begin(file.fileno())  # nobody knows that it has begun
+        assert select.select([syncs.fileno], [], [], SECONDS)[0]
+        syncs._event.result = -errno.EIO
+        begun = False
+        while not begun:
+            try:
+                syncs.begin(file.fileno())
+                begun = True
+            except BlockingIOError:  # until the other one was taken, there may be no room
+                call(syncs, syncs._calls.getevents, syncs._context, 1, 1, ctypes.byref(syncs._event), None)
+        assert syncs.end() is None
+        assert syncs._event.data == syncs._number
 
 
 class Puts:
@@ -319,3 +360,153 @@ def test_a_loop_that_ends_in_the_middle_leaves_a_store_that_can_be_closed(
         assert again.revision == 3
     if writers[0]._worker is not None:
         writers[0]._inbox.put(None)
+
+
+def test_stopping_that_is_cancelled_leaves_the_store_to_others(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    end = FdSync.end
+
+    def forgotten(self: FdSync, fd: int) -> None:
+        begin(self, fd)
+        asyncio.get_running_loop().remove_reader(self.fileno)  # a disk that takes its time
+
+    begin = FdSync.begin
+    monkeypatch.setattr(FdSync, "begin", forgotten)
+
+    async def main() -> None:
+        puts = Puts(store)
+        puts.put(0)
+        puts.put(1)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        stopping = asyncio.create_task(puts.writer.stop())
+        await asyncio.sleep(0)
+        stopping.cancel()
+        await asyncio.gather(stopping, return_exceptions=True)
+        if HAS_FDSYNC:
+            assert len(puts.answers) == 2
+            assert puts.writer._syncing is None
+
+    asyncio.run(main())
+    assert end is FdSync.end
+    store.put(b"k")
+    assert store.revision == 4
+
+
+@pytest.mark.skipif(not HAS_FDSYNC, reason="this system has no asynchronous syncs")
+def test_who_is_interrupted_as_it_ends_a_commit_for_the_loop_has_it_answered(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = store._committer.commit
+    loop_thread = threading.get_ident()
+
+    def interrupted(*arguments: Any) -> None:
+        if threading.get_ident() != loop_thread:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        commit(*arguments)
+
+    def put() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            store.put(b"x")
+
+    async def main() -> None:
+        puts = Puts(store)
+        puts.put(0)
+        puts.put(1)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert puts.writer._syncing is not None
+        monkeypatch.setattr(store._committer, "commit", interrupted)
+        thread = threading.Thread(target=put)
+        thread.start()
+        thread.join(SECONDS)  # the loop does nothing meanwhile
+        puts.put(2)
+        await puts.wait(3)
+        assert [type(answer) for answer in puts.answers] == [StorageError, StorageError, PutResult]
+        await puts.writer.stop()
+
+    asyncio.run(main())
+    assert store.check() == []
+
+
+@pytest.mark.skipif(not HAS_FDSYNC, reason="this system has no asynchronous syncs")
+def test_a_signal_handler_that_writes_ends_what_is_begun(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = FdSync.begin
+
+    def with_a_signal(self: FdSync, fd: int) -> None:
+        monkeypatch.undo()
+        store.put(b"by the handler")  # as one that is called here does
+        begin(self, fd)
+
+    monkeypatch.setattr(FdSync, "begin", with_a_signal)
+
+    async def main() -> None:
+        puts = Puts(store)
+        for number in range(COUNT):
+            puts.put(number)
+            if number % 10 == 9:
+                await asyncio.sleep(0)
+        await puts.wait(COUNT)
+        await puts.writer.stop()
+
+    asyncio.run(main())
+    assert store.revision == COUNT + 2
+    assert store.check() == []
+
+
+@pytest.mark.skipif(not HAS_FDSYNC, reason="this system has no asynchronous syncs")
+def test_a_loop_that_cannot_wait_for_it_has_the_thread(store: Store) -> None:
+    async def main() -> None:
+        puts = Puts(store)
+
+        def refuse_reader(*_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        puts.writer._loop = SimpleNamespace(  # type: ignore[assignment]
+            add_reader=refuse_reader,
+            call_soon=puts.writer._loop.call_soon,
+            call_soon_threadsafe=puts.writer._loop.call_soon_threadsafe,
+            create_future=puts.writer._loop.create_future,
+            run_in_executor=puts.writer._loop.run_in_executor,
+        )
+        puts.put(0)
+        puts.put(1)
+        await puts.wait(2)
+        assert puts.writer._worker is not None
+        await puts.writer.stop()
+
+    asyncio.run(main())
+    assert store.revision == 3
+
+
+def test_the_error_that_another_sync_was_told_is_this_ones_too(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail_sync(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    writes = store.stage_many([PutRequest(b"a", b"v")])
+    assert writes is not None
+    assert writes.write(lambda: None) is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(journal_module, "_datasync", fail_sync)
+        with pytest.raises(StorageError):
+            store.sync()
+    (answer,) = writes.complete(is_synced=True)
+    assert isinstance(answer, StorageError)
+
+
+def test_what_was_closed_underneath_is_not_committed(store: Store, tmp_path: Path) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    store.put(b"before")
+    writes = store.stage_many([PutRequest(b"a", b"v")])
+    assert writes is not None
+    fd = writes.write(interrupt)
+    assert fd is not None
+    os.fdatasync(fd)
+    with pytest.raises(KeyboardInterrupt):
+        store.close()
+    with pytest.raises(mvccstore.ClosedError):
+        writes.complete(is_synced=True)
+    with mvccstore.open(tmp_path / "store") as again:
+        assert (again.get(b"a"), again.revision) == (None, 2)
