@@ -127,6 +127,11 @@ def test_what_is_cut_off_is_nobodys(tmp_path: Path, size: int) -> None:
     assert common_name(der[:size]) == common_name(der + b"x") == common_name(b"\0" * size) == ""
 
 
+def _either(answer: tuple[int, Any]) -> tuple[int, Any]:
+    """Through its gateway, etcd says one or the other of who has no name: some of its processes this, some that."""
+    return (400, "etcdserver: user name is empty") if answer == (400, "etcdserver: user name not found") else answer
+
+
 def test_a_certificate_is_for_whom_etcd_takes_it(tmp_path: Path) -> None:
     with both(tmp_path, has_names=True) as (authority, servers):
         root = authority.issue("root")
@@ -140,7 +145,7 @@ def test_a_certificate_is_for_whom_etcd_takes_it(tmp_path: Path) -> None:
                 is_in = gets_in(server, identity)
                 answers[what] = is_in and [
                     server.ask(identity, *ASKED),
-                    *(server.post(identity, "/v3/auth/user/list", headers) for headers in ({}, {"Accept": "*/*"})),
+                    *(_either(server.post(identity, "/v3/auth/user/list", each)) for each in ({}, {"Accept": "*/*"})),
                 ]
             said.append(answers)
         # Go cannot read these letters, and refuses the connection: here it is nobody's.
