@@ -87,14 +87,6 @@ class Asked(PlainCall):
 
     fail = fail_with
 
-    def begin_work(self, cost: int = 1) -> None:
-        pass
-
-    end_work = begin_work
-
-    def note_worked(self) -> None:
-        pass
-
     def run(self, work: Any, _cost: int = 0) -> None:
         asyncio.ensure_future(work).add_done_callback(self._take)
 

@@ -48,11 +48,6 @@ class Asked(PlainCall):
     def fail_with(self, error: Exception) -> None:
         self.ended.set_result(str(error) if isinstance(error, RpcError) else type(error).__name__)
 
-    def begin_work(self, cost: int = 1) -> None:
-        pass
-
-    end_work = begin_work
-
 
 def ask(handler: Callable[[Any, Any], bytes | None], request: Any) -> asyncio.Future[bytes | str]:
     """Call a handler as a transport does."""

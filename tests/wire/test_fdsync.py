@@ -204,8 +204,9 @@ def test_nothing_is_seen_before_it_is_synced(store: Store, way: str, monkeypatch
     assert store.revision == 3
 
 
+@pytest.mark.usefixtures("way")
 def test_a_sync_that_fails_is_told_to_all_of_its_commit_and_nothing_is_taken_since(
-    store: Store, tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     end = FdSync.end
 
@@ -264,9 +265,8 @@ def test_a_sync_that_cannot_be_begun_is_the_threads(store: Store, monkeypatch: p
     assert store.count(KeyRange.all()) == COUNT
 
 
-def test_a_full_disk_is_told_to_all_and_the_next_goes_on(
-    store: Store, way: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("way")
+def test_a_full_disk_is_told_to_all_and_the_next_goes_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     class Full:
         """The module `os`, on a full disk."""
 
@@ -291,10 +291,10 @@ def test_a_full_disk_is_told_to_all_and_the_next_goes_on(
         await puts.writer.stop()
 
     asyncio.run(main(), debug=True)
-    assert way in {"kernel", "thread"}
 
 
-def test_stopping_waits_for_what_is_synced(store: Store, way: str) -> None:
+@pytest.mark.usefixtures("way")
+def test_stopping_waits_for_what_is_synced(store: Store) -> None:
     async def main() -> None:
         puts = Puts(store)
         for number in range(COUNT):
@@ -303,11 +303,11 @@ def test_stopping_waits_for_what_is_synced(store: Store, way: str) -> None:
         assert len(puts.answers) == COUNT
 
     asyncio.run(main(), debug=True)
-    assert way in {"kernel", "thread"}
     assert store.count(KeyRange.all()) == COUNT
 
 
-def test_others_write_between_its_commits(store: Store, way: str) -> None:
+@pytest.mark.usefixtures("way")
+def test_others_write_between_its_commits(store: Store) -> None:
     async def main() -> None:
         puts = Puts(store)
         for number in range(COUNT):
@@ -318,12 +318,12 @@ def test_others_write_between_its_commits(store: Store, way: str) -> None:
         await puts.writer.stop()
 
     asyncio.run(main())
-    assert way in {"kernel", "thread"}
     assert store.revision == 1 + COUNT + COUNT // 4
     assert store.check() == []
 
 
-def test_who_writes_on_the_loop_itself_does_not_wait_for_the_loop(store: Store, way: str) -> None:
+@pytest.mark.usefixtures("way")
+def test_who_writes_on_the_loop_itself_does_not_wait_for_the_loop(store: Store) -> None:
     async def main() -> None:
         puts = Puts(store)
         for number in range(COUNT):
@@ -335,7 +335,6 @@ def test_who_writes_on_the_loop_itself_does_not_wait_for_the_loop(store: Store, 
         await puts.writer.stop()
 
     asyncio.run(main())
-    assert way in {"kernel", "thread"}
     assert store.revision == 1 + 3 * COUNT
     assert store.check() == []
 
@@ -363,8 +362,6 @@ def test_a_loop_that_ends_in_the_middle_leaves_a_store_that_can_be_closed(
 
 
 def test_stopping_that_is_cancelled_leaves_the_store_to_others(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    end = FdSync.end
-
     def forgotten(self: FdSync, fd: int) -> None:
         begin(self, fd)
         asyncio.get_running_loop().remove_reader(self.fileno)  # a disk that takes its time
@@ -387,7 +384,6 @@ def test_stopping_that_is_cancelled_leaves_the_store_to_others(store: Store, mon
             assert puts.writer._syncing is None
 
     asyncio.run(main())
-    assert end is FdSync.end
     store.put(b"k")
     assert store.revision == 4
 

@@ -40,14 +40,6 @@ class Asked(PlainCall):
 
     fail_with = fail
 
-    def begin_work(self, cost: int = 1) -> None:
-        pass
-
-    end_work = begin_work
-
-    def note_worked(self) -> None:
-        pass
-
     def run(self, work: Any, _cost: int = 0) -> None:
         """As `Call.run`, of what does not fail."""
         asyncio.ensure_future(work).add_done_callback(lambda task: self.reply(task.result()))
