@@ -56,12 +56,14 @@ def examine(path: str, *, may_extend: bool) -> bool:
     """
     try:
         with Path(path).open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if not size:
+            if not os.fstat(file.fileno()).st_size:
                 return False
             first = _parse(path, file.read(_META.size))
             file.seek(first.page_bytes)
             second = _parse(path, file.read(_META.size))
+            size = os.fstat(
+                file.fileno()
+            ).st_size  # last: a writer beside us makes it longer before a meta page says so
     except FileNotFoundError:
         return False
     except OSError as error:
