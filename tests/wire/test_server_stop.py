@@ -103,10 +103,11 @@ def test_streams_that_are_open_end(open_store: Open, engine: str) -> None:
             assert server.connections == 0
             await no_more_tasks()
 
-    threads = threading.active_count()
+    before = set(threading.enumerate())
     asyncio.run(main())
-    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("mvccstore-server")] == []
-    assert threading.active_count() <= threads + 1  # the poller of grpcio
+    left = set(threading.enumerate()) - before
+    assert [thread.name for thread in left if thread.name.startswith("mvccstore-server")] == []
+    assert threading.active_count() <= len(before) + 1  # the poller of grpcio
 
 
 @pytest.mark.parametrize("engine", ["memory", "lmdb"])
@@ -133,8 +134,10 @@ def test_calls_that_wait_for_somebody_are_cut(open_store: Open, engine: str, mon
             assert server.connections == 0
             assert store.get(held.key) is not None
 
+    before = set(threading.enumerate())
     asyncio.run(main())
-    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("mvccstore-server")] == []
+    left = set(threading.enumerate()) - before
+    assert [thread.name for thread in left if thread.name.startswith("mvccstore-server")] == []
 
 
 @pytest.mark.pure("replaces a method")
