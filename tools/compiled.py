@@ -39,12 +39,14 @@ MODULES = (
     "server/services/kv",
     "server/transport/blocks",
     "server/transport/call",
+    "server/transport/compression",
     "server/transport/counts",
     "server/transport/deadlines",
     "server/transport/frames",
     "server/transport/guard",
     "server/transport/head",
     "server/transport/http2",
+    "server/transport/incoming",
     "server/transport/keepalive",
     "server/transport/limits",
     "server/transport/memory",
@@ -54,6 +56,7 @@ MODULES = (
     "server/transport/stream",
     "server/transport/turns",
     "server/transport/unusual",
+    "server/transport/wire",
     "server/writer",
 )
 """What a call of gRPC, a get and a put go through, without `.py`: each alone gains little, as calls between what is

@@ -1,15 +1,12 @@
 """One HTTP/2 connection that carries gRPC (RFC 9113): an asyncio protocol that parses frames and keeps the rules.
 
-What it owns: the streams of one client, the window for what it sends, and what has come of that and is not carried out.
+What it owns: the streams of one client, and the window for what it sends. When that is carried out, `Incoming` has.
 
 Invariants:
 
-* I1. What the peer breaks is answered as RFC 9113 says: a stream ends by RST_STREAM, the connection by GOAWAY. No
-  input raises out of `data_received`, and none reaches another connection.
-* I2. Of what has come, a slice is carried out at once. The rest waits for a turn of the connection (`Turns`), or, while
-  `_is_held`, for the end of its work or for its client's reading: nothing is taken from a client that would be answered
-  with more than it takes, and none has more than its share of what the writer has to do.
-* I3. Little waits: not much more than `waiting_bytes_max` is read behind what waits.
+* I1. What the peer breaks is answered as RFC 9113 says: a stream ends by RST_STREAM, the connection by GOAWAY.
+* I2. A slice ends after so many frames, bytes or bytes of answers (`slice_frames` and those beside it); before one that
+  the client would be answered more to than it takes, or that would give it more than its share of the writer's work.
 
 Why not a library: see DESIGN 4; h2's state machine costs 100 us a call, this one about 10.
 """
@@ -17,7 +14,6 @@ Why not a library: see DESIGN 4; h2's state machine costs 100 us a call, this on
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import cast
 
@@ -36,7 +32,6 @@ from mvccstore.server.transport.frames import (
     HEADERS,
     PADDED,
     PING,
-    PREFACE,
     PRIORITY,
     PRIORITY_FLAG,
     RST_STREAM,
@@ -48,7 +43,6 @@ from mvccstore.server.transport.frames import (
     ErrorCode,
     ProtocolError,
     StreamError,
-    after_preface,
     block_of,
     check_form,
     frame,
@@ -60,16 +54,16 @@ from mvccstore.server.transport.frames import (
 )
 from mvccstore.server.transport.guard import Guard
 from mvccstore.server.transport.head import Head, HeadDecoder, check_trailers
-from mvccstore.server.transport.keepalive import PING_IS_DUE, Keepalive
+from mvccstore.server.transport.incoming import Incoming
+from mvccstore.server.transport.keepalive import PING_IS_DUE
 from mvccstore.server.transport.limits import TransportLimits
-from mvccstore.server.transport.outgoing import FLUSH_BYTES, Outgoing
+from mvccstore.server.transport.outgoing import FLUSH_BYTES
 from mvccstore.server.transport.page_stream import Pages, PageStream
 from mvccstore.server.transport.settings import ClientSettings, server_settings
-from mvccstore.server.transport.stream import MESSAGE_HEAD_BYTES, Stream, WireStream
+from mvccstore.server.transport.stream import MESSAGE_HEAD_BYTES, Stream
 from mvccstore.server.transport.turns import Turns
 from mvccstore.server.transport.unusual import UnusualStream
-
-_log = logging.getLogger("mvccstore.server")
+from mvccstore.server.transport.wire import WireStream
 
 _FLUSH_PARTS = 2_048
 """So many pieces are written even if more input is to be carried out: some 200 answers, each of one frame at most."""
@@ -79,7 +73,7 @@ _CONNECTION_WINDOWS = 16
 _KEEPALIVE_PING = b"alive\0\0\0"
 
 
-class Http2Connection(Outgoing, asyncio.BufferedProtocol):
+class Http2Connection(Incoming, asyncio.BufferedProtocol):
     """One client. Begins with the bytes after the preface has been recognised.
 
     Args:
@@ -99,22 +93,16 @@ class Http2Connection(Outgoing, asyncio.BufferedProtocol):
         on_lost: Callable[[Http2Connection], None],
         pages: Pages | None = None,
     ) -> None:
-        super().__init__(limits, loop, peer)
+        super().__init__(limits, loop, peer, turns)
         self.deadlines = deadlines
         self.work = 0  # what its calls have under way, by cost
         self._router = router
         self._on_lost = on_lost
-        self._turns = turns
         self._pages = pages
         self._heads = HeadDecoder(router, limits) if pages is None else pages.decoder(router, limits)
         self._guard = Guard(limits, loop.time)
         self._streams: dict[int, WireStream] = {}
         self._streams_max = min(limits.streams_max, limits.streams_open_max)
-        self._rest = b""
-        self._is_waiting = self._is_held = False
-        """Whether `_rest` is more than the beginning of a frame; and not for a turn."""
-        self._is_reading = True
-        self._awaited = PREFACE
         self._settings = ClientSettings()
         self._window_bytes = limits.window_bytes * _CONNECTION_WINDOWS
         self._whole_bytes_max = min(limits.window_bytes, limits.message_bytes_max, FRAME_BYTES_MAX)
@@ -123,7 +111,6 @@ class Http2Connection(Outgoing, asyncio.BufferedProtocol):
         self._draining = Draining(self, loop)
         self._has_settings = False
         self._block: tuple[int, int, bytearray] | None = None  # its stream, flags, and what has come of it
-        self._keepalive = Keepalive(limits, loop.time())
 
     # The transport's calls
 
@@ -134,89 +121,6 @@ class Http2Connection(Outgoing, asyncio.BufferedProtocol):
         self.out += (server_settings(self.limits), window_frame(0, self._window_bytes - WINDOW_BYTES))
         self._receive_window = self._window_bytes
         self.flush()
-
-    def get_buffer(self, _size: int) -> memoryview:
-        """Say where to put what comes."""
-        return self._turns.buffer()
-
-    def buffer_updated(self, size: int) -> None:
-        """Take what came there."""
-        self.data_received(self._turns.taken(size))
-
-    def data_received(self, data: bytes) -> None:
-        """Carry out the frames that are complete, so many at a time."""
-        self._keepalive.hear(self._loop.time())
-        if not self._is_waiting:
-            data = self._rest + data if self._rest else data
-            if self._turns.is_at_once(len(data)):
-                self._carry_out(data)
-            else:
-                self._wait(data, is_held=False)
-        else:
-            self._rest += data
-            self._turns.waiting_bytes += len(data)
-            self._set_reading()
-
-    def go_on(self) -> bool:
-        """Carry out the next of what waits; return whether more of it can be, in another turn."""
-        self._turns.waiting_bytes -= len(self._rest)
-        self._is_waiting = False
-        self._carry_out(self._rest)
-        self._set_reading()
-        return self._is_waiting and not self._is_held
-
-    def _carry_out(self, data: bytes) -> None:
-        self._rest = b""
-        self._is_receiving = True
-        try:
-            if self._awaited:
-                self._awaited, data = after_preface(self._awaited, data)
-            self._receive(data)
-            if len(self._rest) < len(data):
-                self._keepalive.partial_at = None
-        except ProtocolError as error:
-            self._go_away(error.code, error.reason)
-        except Exception:  # noqa: BLE001 - ends this connection, and no other
-            _log.exception("a connection from %s ended by an error of ours", self.peer.address)
-            self._go_away(ErrorCode.INTERNAL_ERROR, "internal error")
-        finally:
-            self._is_receiving = False
-            self.flush()
-
-    def _wait(self, rest: bytes, *, is_held: bool) -> None:
-        """Keep what cannot be carried out now."""
-        self._rest = rest
-        self._is_waiting = True
-        self._is_held = is_held
-        self._turns.waiting_bytes += len(rest)
-        if not is_held:
-            self._turns.join(self)
-        self._set_reading()
-
-    def _release(self) -> None:
-        """Have what was held wait for a turn."""
-        if self._is_held:
-            self._is_held = False
-            self._turns.join(self)
-
-    def _set_reading(self) -> None:
-        """Read on, unless much waits already."""
-        limits = self.limits
-        wanted = not self._is_waiting or (
-            len(self._rest) <= limits.waiting_bytes_max and self._turns.waiting_bytes < limits.all_waiting_bytes_max
-        )
-        transport = self._transport
-        if wanted is not self._is_reading and transport is not None and not transport.is_closing():
-            self._is_reading = wanted
-            if wanted:
-                transport.resume_reading()
-            else:
-                transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        """The client reads again."""
-        super().resume_writing()
-        self._release()
 
     def eof_received(self) -> None:
         """The client has closed its side: so do we."""
@@ -237,13 +141,6 @@ class Http2Connection(Outgoing, asyncio.BufferedProtocol):
         for stream in streams:
             self._memory.receive(-stream.head.held_bytes)
             stream.cancel()
-
-    def _drop_rest(self) -> None:
-        if self._is_waiting:
-            self._turns.waiting_bytes -= len(self._rest)
-            self._turns.leave(self)
-            self._is_waiting = self._is_held = False
-        self._rest = b""
 
     # Parsing
 

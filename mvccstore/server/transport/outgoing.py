@@ -34,7 +34,7 @@ from mvccstore.server.transport.frames import (
 )
 from mvccstore.server.transport.limits import TransportLimits
 from mvccstore.server.transport.memory import Memory
-from mvccstore.server.transport.stream import WireStream
+from mvccstore.server.transport.wire import WireStream
 
 _log = logging.getLogger("mvccstore.server")
 

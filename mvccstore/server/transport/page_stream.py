@@ -44,7 +44,7 @@ from mvccstore.server.transport.frames import (
 from mvccstore.server.transport.head import HeadDecoder, PageHead
 from mvccstore.server.transport.http1_head import HttpRequest, Refused, split_target
 from mvccstore.server.transport.limits import TransportLimits
-from mvccstore.server.transport.stream import Wire
+from mvccstore.server.transport.wire import Wire
 
 _log = logging.getLogger("mvccstore.server")
 

@@ -14,15 +14,15 @@ Invariants:
 
 from __future__ import annotations
 
-import zlib
 from collections import deque
-from typing import Any, Protocol
+from typing import Any
 
 from mypy_extensions import mypyc_attr
 
 from mvccstore.server.transport.blocks import GRPC_HEAD, OK_STATUS, literal, refusal_block, status_block
 from mvccstore.server.transport.call import WRITABLE_BYTES, Call, Peer, Receiver, Router
-from mvccstore.server.transport.deadlines import Deadlines, Timed
+from mvccstore.server.transport.compression import DEFLATED_BYTES_MAX, deflated, inflated
+from mvccstore.server.transport.deadlines import Timed
 from mvccstore.server.transport.frames import (
     DATA,
     END_HEADERS,
@@ -33,16 +33,14 @@ from mvccstore.server.transport.frames import (
     StreamError,
     window_frame,
 )
-from mvccstore.server.transport.head import Head, PageHead
-from mvccstore.server.transport.limits import TransportLimits
+from mvccstore.server.transport.head import Head
 from mvccstore.server.transport.status import Code, RpcError
+from mvccstore.server.transport.wire import Wire
 
 MESSAGE_HEAD_BYTES = 5
 """Before each message: whether it is compressed, and its length."""
 _NO_REQUEST = "cardinality violation: received no request message from non-client-streaming RPC"
 _JOINED_BYTES_MAX = 65_536
-_DEFLATED_BYTES_MAX = 1 << 20
-"""Larger answers are sent as they are, also to who takes gzip: the loop's thread has others to serve."""
 
 
 def _after_length(kind: int, flags: int, block: bytes) -> tuple[bytes, bytes]:
@@ -56,92 +54,6 @@ _OK_TRAILERS = _after_length(HEADERS, END_HEADERS | END_STREAM, OK_STATUS)
 _HEAD_BEFORE, _HEAD_BLOCK = _HEAD
 _OK_BEFORE, _OK_BLOCK = _OK_TRAILERS
 _DATA_FLAGS = bytes((DATA, 0))
-
-
-class WireStream(Protocol):
-    """What a connection does with a stream, whatever it carries."""
-
-    number: int
-    is_half_closed: bool
-
-    @property
-    def head(self) -> Head | PageHead:
-        """What it began with."""
-        ...
-
-    @property
-    def can_pump(self) -> bool:
-        """Whether something waits that the stream's own window allows."""
-        ...
-
-    def begin_call(self) -> None:
-        """Begin with what the head of the request says."""
-        ...
-
-    def receive(self, payload: bytes, *, is_end: bool, frame_bytes: int) -> None:
-        """Take the payload of a DATA frame; `frame_bytes` counts its padding too."""
-        ...
-
-    def widen(self, increment: int) -> None:
-        """Let more be sent; also less, if the client has changed its settings."""
-        ...
-
-    def pump(self) -> int:
-        """Send one frame of what waits; return its size."""
-        ...
-
-    def cancel(self) -> None:
-        """The client has reset the stream, or is gone: nothing more can be sent."""
-        ...
-
-
-class Wire(Protocol):
-    """What a stream needs of its connection."""
-
-    limits: TransportLimits
-    deadlines: Deadlines
-    send_window: int
-    frame_bytes_max: int
-    owes_table_size: bool
-    is_writable: bool
-    has_answered: bool
-    out: list[bytes | memoryview]
-
-    def flush_soon(self) -> None:
-        """Have `out` written at the end of this turn of the loop."""
-        ...
-
-    def queue(self, stream: WireStream, count: int) -> None:
-        """Note that so many bytes of a stream wait, and have it pumped when that is possible."""
-        ...
-
-    def unqueue(self, count: int) -> None:
-        """Note that so many bytes wait no more."""
-        ...
-
-    def forget(self, stream: WireStream) -> None:
-        """Note that a stream has sent its last frame."""
-        ...
-
-    def later(self, callback: Any) -> None:
-        """Have something called in the next turn of the loop."""
-        ...
-
-    def headers_frame(self, flags: int, number: int, block: bytes) -> bytes:
-        """Pack a HEADERS frame, with what HPACK owes to the client before it."""
-        ...
-
-    def hold_bytes(self, count: int) -> None:
-        """Count bytes of requests that are not complete, or, negative, are now."""
-        ...
-
-    def begin_work(self, cost: int) -> None:
-        """Count work of a call that is under way."""
-        ...
-
-    def end_work(self, cost: int) -> None:
-        """Count it no more."""
-        ...
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -273,7 +185,7 @@ class Stream(Call):
 
     def _take(self, flag: int, message: bytes) -> None:
         if flag:
-            message = self._inflate(flag, message)
+            message = inflated(flag, message, self._wire.limits, is_announced=self.head.is_gzip)
         counts = self.method.counts
         counts.received_bytes += len(message)
         if self.method.handler is not None:
@@ -293,32 +205,6 @@ class Stream(Call):
             return self.method.decode(message)
         except Exception as error:
             raise RpcError(Code.INTERNAL, f"grpc: error unmarshalling request: {error}") from error
-
-    def _inflate(self, flag: int, message: bytes) -> bytes:
-        if flag != 1:
-            raise RpcError(Code.INTERNAL, f"grpc: received unexpected payload format {flag}")
-        if not self.head.is_gzip:
-            raise RpcError(Code.INTERNAL, "grpc: compressed flag set with identity or empty encoding")
-        limits = self._wire.limits
-        limit = limits.message_bytes_max
-        plain = b""
-        for _ in range(limits.gzip_members_max):
-            inflater = zlib.decompressobj(wbits=31)
-            try:
-                plain += inflater.decompress(message, limit + 1 - len(plain))
-            except zlib.error as error:
-                raise RpcError(Code.INTERNAL, f"grpc: failed to read decompressed data: {error}") from None
-            if len(plain) > limit:
-                text = f"grpc: received message after decompression larger than max {limit}"
-                raise RpcError(Code.RESOURCE_EXHAUSTED, text, "message_bytes_max")
-            if not inflater.eof:
-                raise RpcError(Code.INTERNAL, "grpc: failed to read decompressed data: unexpected EOF")
-            message = inflater.unused_data
-            if not message:
-                return plain
-            # What follows is another member (RFC 1952 2.2).
-        text = f"grpc: failed to read decompressed data: more than {limits.gzip_members_max} members"
-        raise RpcError(Code.INTERNAL, text, "gzip_members_max")
 
     def _end(self) -> None:
         if self._incoming:
@@ -459,10 +345,8 @@ class Stream(Call):
         counts.sent += 1
         counts.sent_bytes += len(message)
         flag = b"\0"
-        if self.head.is_gzip and len(message) <= _DEFLATED_BYTES_MAX:
-            deflater = zlib.compressobj(1, wbits=31)
-            message = deflater.compress(message) + deflater.flush()
-            flag = b"\1"
+        if self.head.is_gzip and len(message) <= DEFLATED_BYTES_MAX:
+            flag, message = b"\1", deflated(message)
         self._send_head()
         if len(message) <= _JOINED_BYTES_MAX:
             self._write(flag + len(message).to_bytes(4) + message)

@@ -7,7 +7,8 @@ from mvccstore.server.transport.call import Peer, Router
 from mvccstore.server.transport.frames import ErrorCode, StreamError
 from mvccstore.server.transport.head import Head
 from mvccstore.server.transport.status import RpcError
-from mvccstore.server.transport.stream import Stream, Wire
+from mvccstore.server.transport.stream import Stream
+from mvccstore.server.transport.wire import Wire
 
 
 class UnusualStream(Stream):
