@@ -55,6 +55,7 @@ MODULES = (
     "server/transport/status",
     "server/transport/stream",
     "server/transport/turns",
+    "server/transport/unfinished",
     "server/transport/unusual",
     "server/transport/wire",
     "server/writer",

@@ -272,6 +272,15 @@ def _looked_after(session: Session, seconds: float) -> None:
 
 
 @beyond()
+def message_seconds(limits: TransportLimits) -> str:
+    """What that means for which calls, `test_http2_unfinished` has."""
+    session = Session(limits)
+    session.send(open_stream(1))
+    _looked_after(session, limits.message_seconds + 1)
+    return seen(session)
+
+
+@beyond()
 def frame_seconds(limits: TransportLimits) -> str:
     """A frame that drips; one after the other in time is none."""
     session = Session(limits)

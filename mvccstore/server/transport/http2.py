@@ -62,6 +62,7 @@ from mvccstore.server.transport.page_stream import Pages, PageStream
 from mvccstore.server.transport.settings import ClientSettings, server_settings
 from mvccstore.server.transport.stream import MESSAGE_HEAD_BYTES, Stream
 from mvccstore.server.transport.turns import Turns
+from mvccstore.server.transport.unfinished import Request, Unfinished
 from mvccstore.server.transport.unusual import UnusualStream
 from mvccstore.server.transport.wire import WireStream
 
@@ -108,6 +109,7 @@ class Http2Connection(Incoming, asyncio.BufferedProtocol):
         self._whole_bytes_max = min(limits.window_bytes, limits.message_bytes_max, FRAME_BYTES_MAX)
         self._receive_window = self._window_bytes
         self.last_id = 0
+        self._unfinished = Unfinished(limits, loop.time())
         self._draining = Draining(self, loop)
         self._has_settings = False
         self._block: tuple[int, int, bytearray] | None = None  # its stream, flags, and what has come of it
@@ -138,6 +140,7 @@ class Http2Connection(Incoming, asyncio.BufferedProtocol):
     def _cancel_all(self) -> None:
         streams, self._streams = list(self._streams.values()), {}
         self._pending.clear()
+        self._unfinished.clear()
         for stream in streams:
             self._memory.receive(-stream.head.held_bytes)
             stream.cancel()
@@ -417,6 +420,7 @@ class Http2Connection(Incoming, asyncio.BufferedProtocol):
         stream = self._streams.pop(number, None)
         if stream is not None:
             self._pending.pop(stream, None)
+            self._unfinished.end(number)
             self._memory.receive(-stream.head.held_bytes)
             stream.cancel()
             self.close_if_done()
@@ -443,10 +447,13 @@ class Http2Connection(Incoming, asyncio.BufferedProtocol):
             self._transport.close()
 
     def look_after(self, now: float) -> None:
-        """Ping a client that was silent for long, and give up one that does not answer, or read to the end."""
+        """End calls whose requests take too long; ping a client that was silent for long; give it up if it does not
+        answer, or read to the end.
+        """
         transport = self._transport
         if transport is None:
             return
+        self._unfinished.look(now, is_behind=self._is_waiting and self.is_writable)
         passed = self._keepalive.judge(
             now,
             is_closing=transport.is_closing(),
@@ -462,6 +469,14 @@ class Http2Connection(Incoming, asyncio.BufferedProtocol):
             self.abort()
 
     # What the streams need, beside what `Outgoing` has; see `Wire`
+
+    def await_rest(self, stream: Request) -> None:
+        """Give a stream its time for the rest of its request."""
+        self._unfinished.begin(stream, self._keepalive.heard_at)
+
+    def end_rest(self, number: int) -> None:
+        """It has come, or is not wanted."""
+        self._unfinished.end(number)
 
     def begin_work(self, cost: int) -> None:
         """Count work of a call that is under way."""
@@ -482,6 +497,7 @@ class Http2Connection(Incoming, asyncio.BufferedProtocol):
             if not stream.is_half_closed:
                 # It need not send the rest (RFC 9113 8.1).
                 self.out.append(rst_frame(number, ErrorCode.NO_ERROR))
+                self._unfinished.end(number)
             if self._draining.is_announced:
                 self.close_if_done()
 

@@ -75,6 +75,8 @@ class TransportLimits:
     """How long a client may take to begin: to send its preface, or its first request."""
     frame_seconds: float = 300.0
     """How long a frame of HTTP/2, or a header block, may take from its first byte to its last."""
+    message_seconds: float = 300.0
+    """How long a message of gRPC may take, from its first byte to its last; of a call with one, from the head to the end."""
     connections_max: int = 0
     """The most connections of one port; 0 for as many as the process may have files, but for some: etcd's."""
     tls_handshake_seconds: float = 10.0

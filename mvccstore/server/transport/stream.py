@@ -9,7 +9,8 @@ Invariants:
   written in one piece, with its head and its trailers: the short way of `reply`.
 * I3. A stream is known to its connection until its last frame is written, or it was reset. After that it puts
   nothing into `out`.
-* I4. The connection's counts are the sums of what its streams have in `_queue`, and in `_incoming` and `_held_request`.
+* I4. The connection knows it as unfinished from the head of a unary call to its end, and while a stream has `_incoming`.
+* I5. The connection's counts are the sums of what its streams have in `_queue`, and in `_incoming` and `_held_request`.
 """
 
 from __future__ import annotations
@@ -116,6 +117,8 @@ class Stream(Call):
             self._wire.deadlines.add(self, timeout)
         if self.method.stream_handler is not None:
             self._receiver = self.open()
+        elif not self.is_half_closed:
+            self._wire.await_rest(self)
 
     def serve_whole(self, message: bytes) -> None:
         """Serve a unary call without a deadline, all of which has come."""
@@ -159,6 +162,7 @@ class Stream(Call):
     def _assemble(self, payload: bytes) -> None:
         self._wire.hold_bytes(len(payload))
         incoming = self._incoming
+        is_begun = incoming is not None
         if incoming is None:
             incoming = self._incoming = bytearray()
         incoming += payload
@@ -182,6 +186,12 @@ class Stream(Call):
                 del incoming[:position]
                 if not incoming:
                     self._incoming = None
+                if self._receiver is None:
+                    pass  # one message, and its time began with the head
+                elif not incoming:
+                    self._wire.end_rest(self.number)
+                elif position or not is_begun:
+                    self._wire.await_rest(self)
 
     def _take(self, flag: int, message: bytes) -> None:
         if flag:
@@ -207,6 +217,7 @@ class Stream(Call):
             raise RpcError(Code.INTERNAL, f"grpc: error unmarshalling request: {error}") from error
 
     def _end(self) -> None:
+        self._wire.end_rest(self.number)
         if self._incoming:
             raise RpcError(Code.INTERNAL, "unexpected EOF")
         if self.method.handler is None:
@@ -243,6 +254,16 @@ class Stream(Call):
             self._drop_queue()  # its client does not want it any more
             self.break_off(RpcError(Code.DEADLINE_EXCEEDED, "context deadline exceeded"))
 
+    @property
+    def is_held_back(self) -> bool:
+        """Whether the client was not let send more, as it does not take what it is answered."""
+        return self._receive_window < self._wire.limits.window_bytes // 2
+
+    def give_up(self) -> None:
+        """The client has not sent the rest of its request in time."""
+        assert not self.is_done
+        self.break_off(RpcError(Code.DEADLINE_EXCEEDED, "the request takes too long", "message_seconds"))
+
     def cancel(self) -> None:
         """The client has reset the stream, or is gone: nothing more can be sent."""
         was_done, cancel = self.is_done, self.on_cancel
@@ -273,6 +294,7 @@ class Stream(Call):
         if self._incoming:
             self._wire.hold_bytes(-len(self._incoming))
             self._incoming = None
+            self._wire.end_rest(self.number)
 
     # Sending
 
@@ -473,6 +495,8 @@ class Stream(Call):
             self._was_unwritable = False
             if self._receive_window < wire.limits.window_bytes // 2 and not self.is_done:
                 self._grant()
+                if self._incoming:
+                    wire.await_rest(self)  # anew: until now it could not send it
             if self.on_writable is not None:
                 wire.later(self._wake)
         return size

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from mvccstore.server.transport.deadlines import Deadlines
 from mvccstore.server.transport.head import Head, PageHead
 from mvccstore.server.transport.limits import TransportLimits
+from mvccstore.server.transport.unfinished import Request
 
 
 class WireStream(Protocol):
@@ -84,6 +85,14 @@ class Wire(Protocol):
 
     def hold_bytes(self, count: int) -> None:
         """Count bytes of requests that are not complete, or, negative, are now."""
+        ...
+
+    def await_rest(self, stream: Request) -> None:
+        """Note that a stream is given its time, from now on, for the rest of its request."""
+        ...
+
+    def end_rest(self, number: int) -> None:
+        """Note that it has come, or is not wanted."""
         ...
 
     def begin_work(self, cost: int) -> None:
