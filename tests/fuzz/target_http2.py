@@ -47,6 +47,7 @@ LIMITS = {
     "gzip_members_max": 3,
     "waiting_bytes_max": 10_000,
     "slice_frames": 16,
+    "slice_messages": 2,
 }
 PATHS = (b"Echo", b"Later", b"Fail", b"Big", b"Parts", b"Stream", b"Chat", b"Hold", b"Deny", b"None")
 BODIES = (b"", b"x", b"finish", b"fail", b"raise", b"\xff", b"30000", b"9000,100", b"1,2,70000", b"y" * 5_000)

@@ -41,6 +41,10 @@ class Incoming(Outgoing):
         """Whether `_rest` is more than the beginning of a frame; and not for a turn."""
         self._is_reading = True
         self._awaited = PREFACE
+        self.messages_left = 0
+        """How many messages of what is more than one in a frame may still be carried out in this slice."""
+        self._left_over = b""
+        """What is left of a frame for the next one."""
         self._keepalive = Keepalive(limits, loop.time())
 
     # What a connection provides

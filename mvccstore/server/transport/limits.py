@@ -41,6 +41,8 @@ class TransportLimits:
     """How many bytes of them: a frame more, at most."""
     slice_answer_bytes: int = 128 * 1024
     """How many bytes of answers to them: an answer more, at most."""
+    slice_messages: int = 64
+    """How many messages of gRPC, of frames that have more than one or parts of some."""
     begun_max: int = 64
     """How many slices are begun at once while nobody waits, before those that are not small wait, too."""
     light_bytes: int = 1024

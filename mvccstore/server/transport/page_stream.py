@@ -146,8 +146,8 @@ class PageStream:
         elif not self.is_half_closed and not exchange.is_open_ended:
             self._wire.deadlines.add(self, self._wire.limits.http_body_seconds)  # I4
 
-    def receive(self, payload: bytes, *, is_end: bool, frame_bytes: int) -> None:
-        """Take the payload of a DATA frame; `frame_bytes` counts its padding too."""
+    def receive(self, payload: bytes, *, is_end: bool, frame_bytes: int) -> int:
+        """Take the payload of a DATA frame, always all of it; `frame_bytes` counts its padding too."""
         self._receive_window -= frame_bytes
         if self._receive_window < 0:
             raise StreamError(ErrorCode.FLOW_CONTROL_ERROR, "more data than the window allows")
@@ -163,7 +163,7 @@ class PageStream:
             # Nobody wants it: as much as the window may come.
             if is_end and self._is_lingering:
                 self._forget()
-            return
+            return 0
         try:
             if payload:
                 receiver.data(payload)
@@ -179,6 +179,7 @@ class PageStream:
             self._hold(receiver)
             if self._receive_window < self._wire.limits.window_bytes // 2:
                 self._grant()
+        return 0
 
     def _hold(self, receiver: BodyReceiver) -> None:
         # Until the answer, not the end: a body may wait for the thread that reads it, and others behind it.

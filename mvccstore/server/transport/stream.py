@@ -131,15 +131,16 @@ class Stream(Call):
             return
         self.serve(request)
 
-    def receive(self, payload: bytes, *, is_end: bool, frame_bytes: int) -> None:
-        """Take the payload of a DATA frame; `frame_bytes` counts its padding too."""
+    def receive(self, payload: bytes, *, is_end: bool, frame_bytes: int) -> int:
+        """Take the payload of a DATA frame, or as many messages of it as there may be; return what is left."""
         self._receive_window -= frame_bytes
         if self._receive_window < 0:
             raise StreamError(ErrorCode.FLOW_CONTROL_ERROR, "more data than the window allows")
         if is_end:
             self.is_half_closed = True
+        left = 0
         if self.is_done:
-            return
+            return left
         try:
             if self._incoming is None and len(payload) >= MESSAGE_HEAD_BYTES:
                 length = int.from_bytes(payload[1:MESSAGE_HEAD_BYTES])
@@ -147,7 +148,10 @@ class Stream(Call):
                     self._take(payload[0], payload[MESSAGE_HEAD_BYTES:])  # the common case: one whole message
                     payload = b""
             if payload:
-                self._assemble(payload)
+                left = self._assemble(payload)
+                if left:
+                    self._receive_window += left
+                    is_end = self.is_half_closed = False
             if is_end:
                 self._end()
             elif not self.is_done:
@@ -158,15 +162,20 @@ class Stream(Call):
                     self._grant()
         except RpcError as error:
             self.break_off(error)
+        return left
 
-    def _assemble(self, payload: bytes) -> None:
+    def _assemble(self, payload: bytes) -> int:
+        """Take the messages that are complete, as far as the slice goes; return how many bytes of complete ones are left."""
+        messages_left = self._wire.messages_left
+        if not messages_left:
+            return len(payload)
         self._wire.hold_bytes(len(payload))
         incoming = self._incoming
         is_begun = incoming is not None
         if incoming is None:
             incoming = self._incoming = bytearray()
         incoming += payload
-        position = 0
+        position = left = 0
         limit = self._wire.limits.message_bytes_max
         try:
             while len(incoming) - position >= MESSAGE_HEAD_BYTES and not self.is_done:
@@ -177,13 +186,18 @@ class Stream(Call):
                 stop = position + MESSAGE_HEAD_BYTES + length
                 if stop > len(incoming):
                     break
+                if not messages_left:
+                    left = len(incoming) - position  # all of this frame: at least one message has gone before
+                    break
+                messages_left -= 1
                 flag, message_bytes = incoming[position], bytes(incoming[position + MESSAGE_HEAD_BYTES : stop])
                 position = stop
                 self._take(flag, message_bytes)
         finally:
+            self._wire.messages_left = messages_left
             if self._incoming is incoming:  # else the call has ended, and let go of all of it
-                self._wire.hold_bytes(-position)
-                del incoming[:position]
+                self._wire.hold_bytes(-position - left)
+                del incoming[: position + left]
                 if not incoming:
                     self._incoming = None
                 if self._receiver is None:
@@ -192,6 +206,7 @@ class Stream(Call):
                     self._wire.end_rest(self.number)
                 elif position or not is_begun:
                     self._wire.await_rest(self)
+        return left
 
     def _take(self, flag: int, message: bytes) -> None:
         if flag:

@@ -20,13 +20,16 @@ class UnusualStream(Stream):
         super().__init__(router, wire, head, number, peer, send_window)
         self._left = head.content_length
 
-    def receive(self, payload: bytes, *, is_end: bool, frame_bytes: int) -> None:
+    def receive(self, payload: bytes, *, is_end: bool, frame_bytes: int) -> int:
         """Take it, if that is as much as was said."""
         if self._left is not None:
             self._left -= len(payload)
             if self._left < 0 or (is_end and self._left):
                 raise StreamError(ErrorCode.PROTOCOL_ERROR, "a request of another length than its content-length")
-        super().receive(payload, is_end=is_end, frame_bytes=frame_bytes)
+        left = super().receive(payload, is_end=is_end, frame_bytes=frame_bytes)
+        if self._left is not None:
+            self._left += left
+        return left
 
     def reply(self, message: bytes) -> None:
         """Send the only answer and end the call."""

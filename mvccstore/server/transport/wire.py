@@ -30,8 +30,12 @@ class WireStream(Protocol):
         """Begin with what the head of the request says."""
         ...
 
-    def receive(self, payload: bytes, *, is_end: bool, frame_bytes: int) -> None:
-        """Take the payload of a DATA frame; `frame_bytes` counts its padding too."""
+    def receive(self, payload: bytes, *, is_end: bool, frame_bytes: int) -> int:
+        """Take the payload of a DATA frame; `frame_bytes` counts its padding too.
+
+        Returns: How many of its last bytes are left for another slice: they come again, as a frame. Nothing is counted
+            of them, nor that it is the end.
+        """
         ...
 
     def widen(self, increment: int) -> None:
@@ -53,6 +57,7 @@ class Wire(Protocol):
     limits: TransportLimits
     deadlines: Deadlines
     send_window: int
+    messages_left: int
     frame_bytes_max: int
     owes_table_size: bool
     is_writable: bool
