@@ -30,6 +30,7 @@ from mvccstore.server.metrics.tally import Tally
 from mvccstore.server.persona import V3_6, Persona
 from mvccstore.server.slow import SlowOptions, SlowRequests
 from mvccstore.server.transport.call import Call
+from mvccstore.server.transport.flushes import Flushes
 from mvccstore.server.transport.status import RpcError
 from mvccstore.server.writer import UNDER_WAY_MAX, Writer
 from mvccstore.store import Store
@@ -98,7 +99,9 @@ class Node:
         self.headers = Headers(self.cluster_id, self.member_id, self.raft_term)
         self.tally = Tally(store.stats().leases)
         self.slow = SlowRequests(slow or SlowOptions())
-        self.writer = Writer(store, self.tally.commits, self.slow)
+        self.flushes = Flushes()
+        """When the connections write what is answered."""
+        self.writer = Writer(store, self.tally.commits, self.slow, self.flushes)
         self.alarms = Alarms(store, self.writer, self.member_id, quota_bytes)
         self.members = Members(store, identity)
         auth = auth or AuthOptions()

@@ -117,7 +117,9 @@ class Server:
         self._requests = [0, 0]
         table = {method.path: method for method in methods}
         cuts = options.transport.cuts
-        self._router = Router(table, self._check_metadata, translate, share=self.node.share, cuts=cuts)
+        self._router = Router(
+            table, self._check_metadata, translate, share=self.node.share, cuts=cuts, flushes=self.node.flushes
+        )
         gateway = Gateway(self._router, options.transport, persona) if options.has_gateway else None
         if options.has_handling_seconds:
             for method in methods:

@@ -33,6 +33,7 @@ from mvccstore.errors import ClosedError, StorageError, StoreError
 from mvccstore.server.fdsync import FdSync
 from mvccstore.server.slow import SlowRequests
 from mvccstore.server.transport.counts import Histogram
+from mvccstore.server.transport.flushes import Flushes
 from mvccstore.store import StagedWrites, Store
 from mvccstore.types import (
     Compare,
@@ -69,8 +70,12 @@ _SMALL_TXN_OPS = 16
 class Writer:
     """Submits to a store for the calls of one event loop. Used on the loop, but for its thread."""
 
-    def __init__(self, store: Store, commits: Histogram, slow: SlowRequests | None = None) -> None:
+    def __init__(
+        self, store: Store, commits: Histogram, slow: SlowRequests | None = None, flushes: Flushes | None = None
+    ) -> None:
         self._store = store
+        self._flushes = flushes or Flushes()
+        """Of the connections that answers are for."""
         self._commits = commits
         """How long they took, in seconds."""
         self._slow = slow
@@ -343,6 +348,20 @@ class Writer:
 
     def _deliver(self) -> None:
         self._is_told = False
+        self._flushes.hold()
+        try:
+            self._answer()
+        finally:
+            self._flushes.release()
+        if not self._is_busy:
+            if self._new and not self._is_planned:
+                # Not at once: what came while this was under way, and is not read yet, is to share the commit.
+                self._is_planned = True
+                self._loop.call_soon(self._hand_over)
+            elif self._drained is not None and not self.under_way and not self._drained.done():
+                self._drained.set_result(None)
+
+    def _answer(self) -> None:
         answers = self._answers
         while answers:
             done, answer = answers.popleft()
@@ -354,13 +373,6 @@ class Writer:
                 done(answer)
             except Exception as error:  # noqa: BLE001 - one call's
                 self._loop.call_exception_handler({"message": "an answer could not be delivered", "exception": error})
-        if not self._is_busy:
-            if self._new and not self._is_planned:
-                # Not at once: what came while this was under way, and is not read yet, is to share the commit.
-                self._is_planned = True
-                self._loop.call_soon(self._hand_over)
-            elif self._drained is not None and not self.under_way and not self._drained.done():
-                self._drained.set_result(None)
 
 
 def _END(_: object) -> None:  # noqa: N802 - a mark

@@ -406,6 +406,7 @@ class Session:
         self.turns = Turns(cast("Any", self.loop), self.limits, self.loop.clock) if beside is None else beside.turns
         self.lost = 0
         router = self.services.router()
+        self.flushes = router.flushes
         router.cuts = self.limits.cuts
         self.connection = Http2Connection(
             router,

@@ -31,6 +31,7 @@ from typing import Any, Protocol
 from mypy_extensions import mypyc_attr
 
 from mvccstore.server.transport.counts import Cuts, MethodCounts
+from mvccstore.server.transport.flushes import Flushes
 from mvccstore.server.transport.status import Code, RpcError
 
 _log = logging.getLogger("mvccstore.server")
@@ -112,6 +113,8 @@ class Router:
     """Says how much work (`Call.begin_work`) one connection may have under way now; 1 at least."""
     cuts: Cuts = field(default_factory=Cuts)
     """Counts the calls that fail by a limit."""
+    flushes: Flushes = field(default_factory=Flushes)
+    """When the connections write."""
     _services: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:

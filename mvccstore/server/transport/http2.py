@@ -97,7 +97,7 @@ class Http2Connection(Incoming, asyncio.BufferedProtocol):
         on_lost: Callable[[Http2Connection], None],
         pages: Pages | None = None,
     ) -> None:
-        super().__init__(limits, loop, peer, turns)
+        super().__init__(limits, loop, peer, turns, router.flushes)
         self.deadlines = deadlines
         self.work = 0  # what its calls have under way, by cost
         self._router = router

@@ -17,6 +17,7 @@ import asyncio
 import logging
 
 from mvccstore.server.transport.call import Peer
+from mvccstore.server.transport.flushes import Flushes
 from mvccstore.server.transport.frames import PREFACE, ErrorCode, ProtocolError, after_preface
 from mvccstore.server.transport.keepalive import Keepalive
 from mvccstore.server.transport.limits import TransportLimits
@@ -33,8 +34,10 @@ class Incoming(Outgoing):
         turns: Where it waits for its turn, with the others of its port.
     """
 
-    def __init__(self, limits: TransportLimits, loop: asyncio.AbstractEventLoop, peer: Peer, turns: Turns) -> None:
-        super().__init__(limits, loop, peer)
+    def __init__(
+        self, limits: TransportLimits, loop: asyncio.AbstractEventLoop, peer: Peer, turns: Turns, flushes: Flushes
+    ) -> None:
+        super().__init__(limits, loop, peer, flushes)
         self._turns = turns
         self._rest = b""
         self._is_waiting = self._is_held = False

@@ -23,6 +23,7 @@ from typing import Any
 
 from mvccstore.server.transport.blocks import TABLE_SIZE_0
 from mvccstore.server.transport.call import Peer
+from mvccstore.server.transport.flushes import Flushes
 from mvccstore.server.transport.frames import (
     END_HEADERS,
     FRAME_BYTES_MAX,
@@ -44,7 +45,7 @@ FLUSH_BYTES = 65_536
 class Outgoing:
     """What one client is sent. Has most of what a stream needs of its connection (`Wire`)."""
 
-    def __init__(self, limits: TransportLimits, loop: asyncio.AbstractEventLoop, peer: Peer) -> None:
+    def __init__(self, limits: TransportLimits, loop: asyncio.AbstractEventLoop, peer: Peer, flushes: Flushes) -> None:
         self.limits = limits
         self.peer = peer
         self.send_window = WINDOW_BYTES
@@ -54,6 +55,7 @@ class Outgoing:
         self.has_answered = False
         self.out: list[bytes | memoryview] = []
         self._loop = loop
+        self._flushes = flushes
         self._transport: asyncio.Transport | None = None
         self._pending: dict[WireStream, None] = {}
         self._is_receiving = False
@@ -82,10 +84,10 @@ class Outgoing:
         self._loop.call_soon(callback)
 
     def flush_soon(self) -> None:
-        """Have `out` written at the end of this turn of the loop."""
+        """Have `out` written at the end of this turn of the loop at the latest."""
         if not self._is_receiving and not self._is_flush_planned:
             self._is_flush_planned = True
-            self._loop.call_soon(self.flush)
+            self._flushes.soon(self.flush, self._loop)
 
     def flush(self) -> None:
         """Write what is to be written."""
