@@ -20,19 +20,14 @@ from typing import NamedTuple
 
 from mvccstore.codec import (
     entry_floor,
-    entry_main,
-    entry_of,
-    is_live,
-    log_key_floor,
-    main_of,
     pack_lease_id,
     pack_u64,
-    unpack_record,
     unpack_u64,
 )
 from mvccstore.difference import Difference, differences
 from mvccstore.errors import CompactedError, FutureRevisionError
 from mvccstore.mvcc import read, times
+from mvccstore.mvcc.history import History, NewestFirst, prev_kv
 from mvccstore.mvcc.state import FIRST_REVISION
 from mvccstore.tables import ReadTxn, Table
 from mvccstore.types import Event, KeyRange, Keys, KeyValue, check_keys, check_limit, check_revision
@@ -183,7 +178,7 @@ class Past(View):
         try:
             if last > cut.revision:
                 raise FutureRevisionError(last, cut.revision)
-            pages = (_NewestFirst if newest_first else read.History)(key, start_revision, last, floor)
+            pages = (NewestFirst if newest_first else History)(key, start_revision, last, floor)
             first = self._cut_pinned(floor)
             try:
                 start = pages.start(first.txn)
@@ -208,7 +203,7 @@ class Past(View):
                     Change(
                         event.revision,
                         _time_of(page.txn, event.revision, timed_from),
-                        event._replace(prev_kv=read.prev_kv(page.txn, event, floor)),
+                        event._replace(prev_kv=prev_kv(page.txn, event, floor)),
                     )
                     for event in events
                 ]
@@ -448,49 +443,6 @@ class _Held(View):
 
     def _cut_pinned(self, revision: int) -> Cut:
         return self._view._cut_pinned(revision)
-
-
-class _NewestFirst(read.History):
-    """The changes of a key or range, newest first. What is shown is the same."""
-
-    __slots__ = ()
-
-    def start(self, _txn: ReadTxn) -> bytes | None:
-        """Return where the first page begins."""
-        if isinstance(self._keys, KeyRange):
-            return log_key_floor(self._last + 1)
-        return entry_floor(self._last)
-
-    def page(self, txn: ReadTxn, first: bytes, limit: int) -> tuple[list[Event], bytes | None]:
-        """Return the changes from `first` back, and where to go on; None at the end."""
-        if isinstance(self._keys, KeyRange):
-            return self._log_page(txn, self._keys, first, limit)
-        entries = txn.entries(self._keys, first, limit)
-        resume = (int.from_bytes(entries[-1]) + 1).to_bytes(len(entries[-1])) if len(entries) == limit else None
-        kept = [(self._keys, entry) for entry in entries if self._is_shown(txn, self._keys, entry)]
-        if len(kept) < len(entries):
-            resume = None
-        events = [_event(kv, entry) for kv, (_, entry) in zip(read.rows(txn, kept), kept, strict=True)]
-        return events, resume
-
-    def _log_page(self, txn: ReadTxn, keys: KeyRange, end: bytes, limit: int) -> tuple[list[Event], bytes | None]:
-        records = txn.page(Table.LOG, log_key_floor(self._first), end, limit, reverse=True)
-        events = []
-        for log_key, record in records:
-            kv = unpack_record(record)
-            if kv.key in keys:
-                entry = entry_of(log_key, kv)
-                if main_of(log_key) > self._floor or self._is_survivor(txn, kv.key, entry):
-                    events.append(_event(kv, entry))
-        return events, records[-1][0] if len(records) == limit else None
-
-    def _is_shown(self, txn: ReadTxn, key: bytes, entry: bytes) -> bool:
-        main = entry_main(entry)
-        return main >= self._first and (main > self._floor or self._is_survivor(txn, key, entry))
-
-
-def _event(kv: KeyValue, entry: bytes) -> Event:
-    return Event("put" if is_live(entry) else "delete", kv)
 
 
 def _has_lease(view: View, lease_id: int) -> bool:

@@ -11,8 +11,9 @@ from contextlib import closing
 from typing import NamedTuple, Self
 
 from mvccstore.codec import entry_of, log_key_floor, unpack_log_key, unpack_record
+from mvccstore.mvcc.history import is_survivor
 from mvccstore.mvcc.lease import granted
-from mvccstore.mvcc.read import check_readable, is_survivor
+from mvccstore.mvcc.read import check_readable
 from mvccstore.mvcc.state import FIRST_REVISION, load
 from mvccstore.tables import Table
 from mvccstore.types import KeyValue, check_revision

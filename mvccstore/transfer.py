@@ -23,7 +23,8 @@ from mvccstore.engine.disk import fsync_directory
 from mvccstore.engine.lockfile import WriterLock
 from mvccstore.errors import CorruptError, FormatError, StorageError
 from mvccstore.mvcc import attributes, check, lease, subscription
-from mvccstore.mvcc.read import PAGE_ROWS, is_survivor
+from mvccstore.mvcc.history import is_survivor
+from mvccstore.mvcc.read import PAGE_ROWS
 from mvccstore.mvcc.state import (
     FIRST_REVISION,
     NEVER_COMPACTED,

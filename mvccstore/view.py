@@ -15,7 +15,7 @@ from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
 from mvccstore.codec import entry_floor
 from mvccstore.errors import ClosedError, CompactedError, FutureRevisionError
-from mvccstore.mvcc import read
+from mvccstore.mvcc import history, read
 from mvccstore.mvcc.state import FIRST_REVISION
 from mvccstore.tables import ReadTxn
 from mvccstore.types import (
@@ -391,7 +391,7 @@ class View(ABC):
         try:
             if last > cut.revision:
                 raise FutureRevisionError(last, cut.revision)
-            pages = read.History(keys, start_revision, last, floor)
+            pages = history.History(keys, start_revision, last, floor)
             first = self._cut_pinned(floor)
             try:
                 start = pages.start(first.txn)
@@ -406,7 +406,7 @@ class View(ABC):
             try:
                 events, following = pages.page(page.txn, resume, limit)
                 if prev_kv:
-                    events = [event._replace(prev_kv=read.prev_kv(page.txn, event, floor)) for event in events]
+                    events = [event._replace(prev_kv=history.prev_kv(page.txn, event, floor)) for event in events]
             finally:
                 self._release(page.txn)
             return events, following

@@ -17,7 +17,7 @@ from mvccstore.clock import Clock, SystemClock
 from mvccstore.codec import entry_main, main_of
 from mvccstore.errors import ClosedError, CompactedError
 from mvccstore.hub import Hub, Waiter, WatchBatch
-from mvccstore.mvcc import read
+from mvccstore.mvcc.history import History, prev_kv
 from mvccstore.mvcc.state import FIRST_REVISION
 from mvccstore.types import Event, KeyRange, Keys, check_keys, check_revision
 from mvccstore.view import Cut, View
@@ -340,7 +340,7 @@ class Watcher:
     def _with_prev(self, cut: Cut, events: tuple[Event, ...]) -> tuple[Event, ...]:
         return tuple(
             # Also of one that is created: a block may delete a key and create it anew.
-            event._replace(prev_kv=read.prev_kv(cut.txn, event, cut.floor))
+            event._replace(prev_kv=prev_kv(cut.txn, event, cut.floor))
             for event in events
         )
 
@@ -352,7 +352,7 @@ class Watcher:
             if first < cut.floor:
                 self.close()
                 raise CompactedError(first, cut.floor)
-            pages = read.History(self._keys, first, cut.revision, max(cut.floor, FIRST_REVISION))
+            pages = History(self._keys, first, cut.revision, max(cut.floor, FIRST_REVISION))
             resume = pages.start(cut.txn)
             events: list[Event] = []
             read_to = cut.revision

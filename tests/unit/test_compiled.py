@@ -24,7 +24,7 @@ def classes(path: Path) -> Iterator[ast.ClassDef]:
 
 def bases(node: ast.ClassDef) -> set[str]:
     plain = (base.value if isinstance(base, ast.Subscript) else base for base in node.bases)
-    return {base.id for base in plain if isinstance(base, ast.Name)}
+    return {ast.unparse(base).rpartition(".")[2] for base in plain}
 
 
 def is_open(node: ast.ClassDef) -> bool:

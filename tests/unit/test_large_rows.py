@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from mvccstore import KeyRange, Keys, Store
-from mvccstore.mvcc import read
+from mvccstore.mvcc.history import History
 from tests.guarantees import Watched, watch_problems
 
 SIZES = (0, 10, 1_000, 100_000, 700_000)
@@ -19,7 +19,7 @@ def test_a_page_of_history_ends_with_its_bytes(store: Store) -> None:
     for number in range(40):
         store.put(b"k%d" % (number % 2), b"x" * 1_000_000)
     for keys in (KeyRange.all(), b"k0"):
-        pages = read.History(keys, 1, store.revision, -1)
+        pages = History(keys, 1, store.revision, -1)
         with closing(store._engine.read()) as txn:
             resume = pages.start(txn)
             sizes = []
