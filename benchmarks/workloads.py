@@ -56,9 +56,9 @@ class Sizes:
     """Of one round, each of them a commit."""
     watch_latencies: int = 5_000
     wire_rounds: int = 7
-    wire_calls_1: int = 400
+    wire_calls_1: int = 12_000
     """Puts of one round with one client; gets are twice as many."""
-    wire_calls: int = 4_000
+    wire_calls: int = 12_000
     """Of one round with 64 clients, and with more."""
     wire_clients: int = 1_000
     """On a tenth as many connections; and connections, with ten watches each, where memory is measured."""

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
 from weakref import ref
@@ -30,7 +29,8 @@ from mvccstore.engine import Engine
 from mvccstore.errors import ClosedError, FormatError, StorageError, StoreError, TxnError
 from mvccstore.mvcc.apply import Changes, apply_all
 from mvccstore.mvcc.state import State, check_format, load, load_compaction, save_format
-from mvccstore.tables import MovableTxn, RetryWrite, Table, WriteTxn
+from mvccstore.staged import Staged
+from mvccstore.tables import MovableTxn, RetryWrite, Table, WriteTxn, written
 from mvccstore.types import Command, Result
 
 _MARKER = b"replicator"
@@ -49,14 +49,12 @@ def ensure_format(engine: Engine, *, read_only: bool) -> None:
             return
     if read_only:
         raise FormatError(engine.path, "not a store")
-    while True:
-        with closing(engine.write()) as write:
-            try:
-                save_format(write)
-                write.commit()
-            except RetryWrite:
-                continue
-            return
+    written(engine.write, _save_format)
+
+
+def _save_format(txn: WriteTxn) -> None:
+    save_format(txn)
+    txn.commit()
 
 
 class Block(Protocol):
@@ -142,18 +140,12 @@ class Committer:
 
     def write_alone(self, change: Callable[[WriteTxn], object]) -> None:
         """Run a change in an exclusive turn and a write transaction of its own. It must not change the revision."""
-        self.alone(lambda: self._write(change))
+        self.alone(lambda: written(self._engine.write, lambda txn: self._change(txn, change)))
 
-    def _write(self, change: Callable[[WriteTxn], object]) -> None:
-        while True:
-            with closing(self._engine.write()) as txn:
-                try:
-                    change(txn)
-                    compaction = load_compaction(txn, self._engine.path)
-                    self.commit(txn, self.state._replace(compaction=compaction), Changes())
-                except RetryWrite:
-                    continue
-                return
+    def _change(self, txn: WriteTxn, change: Callable[[WriteTxn], object]) -> None:
+        change(txn)
+        compaction = load_compaction(txn, self._engine.path)
+        self.commit(txn, self.state._replace(compaction=compaction), Changes())
 
     def commit(self, txn: WriteTxn, state: State, changes: Changes) -> None:
         """Commit a transaction that leads to `state`, and publish it. In a turn."""
@@ -220,33 +212,38 @@ class Committer:
     def _apply_together(self, turns: list[Turn], marker: bytes | None) -> None:
         """Apply the commands of some turns in one commit, and answer them when it is done."""
         while True:
-            state = before = self.state
-            answers: list[Result | StoreError] = []
-            changes = Changes()
-            txn = self._engine.write()
             try:
-                state, answers = apply_all(
-                    txn, before, [turn.command for turn in turns if turn.command is not None], changes
-                )
-                if marker is not None:
-                    txn.put(Table.META, _MARKER, marker)
-                self.commit(txn, state, changes)
+                self._apply_once(turns, marker)
             except RetryWrite:
-                continue
-            except Exception:
-                raise
-            except BaseException:
-                # Interrupted, perhaps in the commit. What is on disk says whether it is done; if so, the
-                # others that it was for must not be written twice.
-                txn.close()
-                self._refresh()
-                if self.state.revision == state.revision > before.revision:
-                    _answer(turns, answers)
-                raise
-            finally:
-                txn.close()
-            _answer(turns, answers)
-            return
+                pass
+            else:
+                return
+
+    def _apply_once(self, turns: list[Turn], marker: bytes | None) -> None:
+        state = before = self.state
+        answers: list[Result | StoreError] = []
+        changes = Changes()
+        txn = self._engine.write()
+        try:
+            state, answers = apply_all(
+                txn, before, [turn.command for turn in turns if turn.command is not None], changes
+            )
+            if marker is not None:
+                txn.put(Table.META, _MARKER, marker)
+            self.commit(txn, state, changes)
+        except Exception:
+            raise
+        except BaseException:
+            # Interrupted, perhaps in the commit. What is on disk says whether it is done; if so, the
+            # others that it was for must not be written twice.
+            txn.close()
+            self._refresh()
+            if self.state.revision == state.revision > before.revision:
+                _answer(turns, answers)
+            raise
+        finally:
+            txn.close()
+        _answer(turns, answers)
 
     def stage(self, commands: Sequence[Command]) -> Staged | None:
         """Apply commands now, to be committed by another thread; None if that cannot be done without waiting.
@@ -328,18 +325,6 @@ class Committer:
                 self.leave()
             raise
         return staged.answers
-
-
-@dataclass(eq=False, slots=True, weakref_slot=True)
-class Staged:
-    """Commands that were applied in a transaction which is not committed yet."""
-
-    commands: Sequence[Command]
-    turn: Turn
-    txn: MovableTxn
-    state: State
-    changes: Changes
-    answers: list[Result | StoreError]
 
 
 def _answer(turns: list[Turn], answers: list[Result | StoreError]) -> None:

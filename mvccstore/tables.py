@@ -22,11 +22,16 @@ versions a key has.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import closing
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 LOG_KEY_BYTES = 16
 ENTRY_BYTES = 32
+
+R = TypeVar("R")
+W = TypeVar("W", bound="WriteTxn")
 
 
 class Table(StrEnum):
@@ -134,3 +139,16 @@ class MovableTxn(WriteTxn, Protocol):
 
 class RetryWrite(Exception):  # noqa: N818 - a signal between engine and store, never an error of the user
     """The engine made room by giving up the write transaction; run it again."""
+
+
+def written(begin: Callable[[], W], work: Callable[[W], R]) -> R:
+    """Run some work in a write transaction, which it commits; again, when the engine has given that up.
+
+    Returns: What the work does.
+    """
+    while True:
+        try:
+            with closing(begin()) as txn:
+                return work(txn)
+        except RetryWrite:
+            pass

@@ -34,7 +34,7 @@ from mvccstore.mvcc.state import (
     save_compaction,
     save_format,
 )
-from mvccstore.tables import ReadTxn, RetryWrite, Table, WriteTxn
+from mvccstore.tables import ReadTxn, Table, WriteTxn, written
 from mvccstore.types import KeyValue
 
 Progress = Callable[[int, int], None]
@@ -180,14 +180,11 @@ def _table(txn: ReadTxn, table: Table) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _write(engine: Engine, change: Callable[[WriteTxn], object]) -> None:
-    while True:
-        with closing(engine.write()) as txn:
-            try:
-                change(txn)
-                txn.commit()
-            except RetryWrite:
-                continue
-            return
+    def work(txn: WriteTxn) -> None:
+        change(txn)
+        txn.commit()
+
+    written(engine.write, work)
 
 
 def copy_to(source: Engine, path: str, engine_name: str, progress: Progress | None = None) -> None:

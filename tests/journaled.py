@@ -43,8 +43,8 @@ def kill(engine: JournaledEngine) -> None:
     engine._is_ending = True
     engine._has_changed.set()
     engine._is_pressed.set()
-    if engine._thread is not None:
-        engine._thread.join()
+    if engine._carrier is not None:
+        engine._carrier.join()
     engine._is_closed = True
     for one in (engine._journal, engine._aside):
         one.close(is_done=False)

@@ -29,7 +29,11 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "mvccstore"
 MODULES = (
     "codec",
+    "commit",
+    "committer",
+    "engine/journal",
     "engine/journal_txn",
+    "engine/journaled",
     "engine/layer",
     "mvcc/apply",
     "mvcc/etcd_encoding",
@@ -42,6 +46,7 @@ MODULES = (
     "server/transport/compression",
     "server/transport/counts",
     "server/transport/deadlines",
+    "server/transport/flushes",
     "server/transport/frames",
     "server/transport/guard",
     "server/transport/head",

@@ -96,7 +96,7 @@ class Journal:
     Args:
         path: The store's.
         name: The file's. It is made, or emptied.
-        sync_commits: Whether a record is on disk when `append` returns.
+        sync_commits: Whether records are to be synced.
 
     Raises:
         StorageError: It cannot be opened or made.
@@ -122,13 +122,6 @@ class Journal:
     def sync_fd(self) -> int | None:
         """What has to be synced before a record counts; None if that is not asked for."""
         return self._fd if self._sync_commits else None
-
-    def append(self, end: int, number: int, operations: Sequence[object], base: int) -> int:
-        """Write a commit, and sync it; return where the record ends. One write and one sync. See `write`."""
-        stop = self.write(end, number, operations, base)
-        if self._sync_commits:
-            self.sync()
-        return stop
 
     def write(self, end: int, number: int, operations: Sequence[object], base: int) -> int:
         """Write a commit, which is none before it is synced; return where the record ends. One write.
@@ -174,7 +167,7 @@ class Journal:
         """Make all of it survive a power cut.
 
         Raises:
-            StorageError: As `append`.
+            StorageError: As `write`.
         """
         self.check()
         try:
@@ -186,7 +179,7 @@ class Journal:
         """Raise if a sync has failed.
 
         Raises:
-            StorageError: As `append`.
+            StorageError: As `write`.
         """
         if self._failure is not None:
             raise self._failure
@@ -212,7 +205,7 @@ class Journal:
         """Forget all records, durably: the tables have them. One write and one sync.
 
         Raises:
-            StorageError: As `append`.
+            StorageError: As `write`.
         """
         try:
             _write_all(self._fd, self._new_head(0, 0), 0)

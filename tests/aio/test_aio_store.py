@@ -358,6 +358,7 @@ def test_a_quota_refuses_what_is_over_it_and_nothing_else(run: Run, open_aio: Op
     run(main)
 
 
+@pytest.mark.pure("replaces a method")
 def test_if_the_engine_fails_each_write_is_tried_alone(run: Run, open_aio: OpenAio) -> None:
     async def main() -> None:
         async with open_aio() as store:

@@ -381,6 +381,7 @@ def test_writer_interrupted_when_it_was_handed_the_lead_hands_it_on(is_awake: bo
 ROLES = ("alone", "handed the lead", "written for", "leading others")
 
 
+@pytest.mark.pure("goes by lines of Python")
 @pytest.mark.parametrize("role", ROLES)
 def test_writer_interrupted_at_any_instruction_leaves_the_queue_alive(role: str) -> None:
     dead: list[str] = []

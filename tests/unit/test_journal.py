@@ -101,6 +101,7 @@ def test_other_engines_have_no_journal(path: Path, where: dict[str, str]) -> Non
         mvccstore.open(None if where["engine"] == "memory" else path, journal=True, **where)
 
 
+@pytest.mark.pure("replaces a method")
 def test_it_is_carried_over_by_itself(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journaled, "CARRY_SECONDS", 0.001)
     carried = threading.Event()
@@ -331,6 +332,7 @@ def test_what_is_left_is_carried_over(path: Path, open_engine: Open, options: di
     reader.close()
 
 
+@pytest.mark.pure("replaces a function")
 def test_what_was_synced_stays_so_whoever_carries_it_over(
     path: Path, open_engine: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -403,7 +405,7 @@ def journal(path: Path) -> Iterator[Journal]:
 def append(journal: Journal, numbers: range, value: bytes) -> int:
     end = 0
     for number in numbers:
-        end = journal.append(end, number, [0, b"%d" % number, value], 1)
+        end = journal.write(end, number, [0, b"%d" % number, value], 1)
     return end
 
 
@@ -491,7 +493,7 @@ def test_file_does_not_grow_again_once_it_has(path: Path, journal: Journal, monk
     assert sizes == {512 << 10}
     end = append(journal, range(401, 403), bytes(10))
     journal.retract(end)
-    assert journal.append(end, 403, [0, b"k", b""], 1) < 512 << 10
+    assert journal.write(end, 403, [0, b"k", b""], 1) < 512 << 10
     assert numbers_left(path) == [401, 402, 403]
 
 
@@ -535,7 +537,7 @@ def test_payload_that_is_none_is_told(path: Path) -> None:
     open_lmdb(EngineOptions(str(path))).close()
     for operations in ([1, b"k"], [b"no", b"list"], [ADD, 7, b"x", 9, 9]):
         one = Journal(str(path), journal_names(str(path))[0], sync_commits=False)
-        one.append(0, 1, operations, 1)
+        one.write(0, 1, operations, 1)
         one.close(is_done=False)
         with pytest.raises((CorruptError, FormatError)):
             open_lmdb(EngineOptions(str(path)))
@@ -561,6 +563,7 @@ class FailingOs:
         raise OSError(self.error, os.strerror(self.error))
 
 
+@pytest.mark.pure("replaces a module")
 def test_commit_that_finds_no_room_is_none_and_the_next_is(
     path: Path, open_engine: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:

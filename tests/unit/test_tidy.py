@@ -42,6 +42,7 @@ LAYERS = (
         "recipes",
         "records",
         "rewind",
+        "staged",
         "store",
         "subscribing",
         "subscription",

@@ -265,6 +265,7 @@ def test_a_sync_that_cannot_be_begun_is_the_threads(store: Store, monkeypatch: p
     assert store.count(KeyRange.all()) == COUNT
 
 
+@pytest.mark.pure("replaces a module")
 @pytest.mark.usefixtures("way")
 def test_a_full_disk_is_told_to_all_and_the_next_goes_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     class Full:
@@ -388,6 +389,7 @@ def test_stopping_that_is_cancelled_leaves_the_store_to_others(store: Store, mon
     assert store.revision == 4
 
 
+@pytest.mark.pure("replaces a method")
 @pytest.mark.skipif(not HAS_FDSYNC, reason="this system has no asynchronous syncs")
 def test_who_is_interrupted_as_it_ends_a_commit_for_the_loop_has_it_answered(
     store: Store, monkeypatch: pytest.MonkeyPatch
