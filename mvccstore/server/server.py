@@ -13,8 +13,9 @@ from typing import Literal, Self
 from mvccstore.clock import Clock, SystemClock
 from mvccstore.server.auth.gate import AuthOptions
 from mvccstore.server.autocompaction import AutoCompaction
+from mvccstore.server.client_versions import ClientVersions
 from mvccstore.server.compactor import Compactor
-from mvccstore.server.errors import Refusal, translate
+from mvccstore.server.errors import translate
 from mvccstore.server.gateway.gateway import Gateway
 from mvccstore.server.member import Identity
 from mvccstore.server.metrics.families import HANDLING_BOUNDS, Family, families
@@ -32,7 +33,7 @@ from mvccstore.server.services.lock import Lock
 from mvccstore.server.services.maintenance import Maintenance
 from mvccstore.server.services.watch import Watch
 from mvccstore.server.slow import SlowOptions
-from mvccstore.server.transport.call import Call, Metadata, Method, Peer, Router
+from mvccstore.server.transport.call import Method, Peer, Router
 from mvccstore.server.transport.counts import Histogram
 from mvccstore.server.transport.dates import Dates
 from mvccstore.server.transport.exchange import HttpHandler
@@ -112,13 +113,11 @@ class Server:
         methods = [method for method in methods if method.path not in persona.missing_methods]
         if options.intercept is not None:
             methods = [options.intercept(method) for method in methods]
-        self._checks_api_version = persona.checks_client_api_version
-        self._checked = Metadata()
-        self._requests = [0, 0]
+        versions = ClientVersions(self.node.tally, is_strict=persona.checks_client_api_version)
         table = {method.path: method for method in methods}
         cuts = options.transport.cuts
         self._router = Router(
-            table, self._check_metadata, translate, share=self.node.share, cuts=cuts, flushes=self.node.flushes
+            table, versions.count, translate, share=self.node.share, cuts=cuts, flushes=self.node.flushes
         )
         gateway = Gateway(self._router, options.transport, persona) if options.has_gateway else None
         if options.has_handling_seconds:
@@ -221,22 +220,6 @@ class Server:
     def _families(self, methods: list[Method]) -> Iterator[Family]:
         rejected = sum(port.rejected for port in self._ports)
         return families(self.node, methods, self._options.transport.cuts, rejected, self.connections)
-
-    def _check_metadata(self, call: Call) -> None:
-        # Calls of one connection mostly share theirs.
-        if call.metadata is self._checked:
-            self._requests[call.method.is_server_streaming] += 1
-            return
-        version = "unknown"
-        given = call.metadata.get(b"client-api-version")
-        if given is not None:
-            try:
-                version = given.decode(errors="strict" if self._checks_api_version else "replace")
-            except UnicodeDecodeError:
-                raise Refusal.INVALID_CLIENT_API_VERSION.error() from None
-        self._checked = call.metadata
-        self._requests = self.node.tally.requests_of(version)
-        self._requests[call.method.is_server_streaming] += 1
 
     async def __aenter__(self) -> Self:
         return self
