@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from struct import Struct
-from typing import Any, NamedTuple, assert_never
+from typing import Any, Final, NamedTuple, assert_never
 from zlib import crc32
 
 import msgpack
@@ -56,28 +56,29 @@ FORMAT_VERSION = 1
 """Of the stored form. A file with a higher one is refused, never guessed at."""
 COMMAND_VERSION = 1
 _COMMAND = "command"
-SUB_MAX = 2**30 - 1
-ENTRY_MAIN = 2**64 - 1
+SUB_MAX: Final = 2**30 - 1
+ENTRY_MAIN: Final = 2**64 - 1
 """Minus the first 8 bytes of an entry as a number: its main revision."""
-COMPLEMENT = bytes(range(255, -1, -1))
+COMPLEMENT: Final = bytes(range(255, -1, -1))
 """For `bytes.translate`; `log_key_of` where a call does not matter."""
-_TOMBSTONE, _HAS_LEASE = 1, 2
-_LOG_KEY = Struct(">QII")
-_ENTRY = Struct(">QIIQQ")
+_TOMBSTONE: Final = 1
+_HAS_LEASE: Final = 2
+_LOG_KEY: Final = Struct(">QII")
+_ENTRY: Final = Struct(">QIIQQ")
 _U64 = Struct(">Q")
-_ENTRY_TAIL = Struct(">QQ")
+_ENTRY_TAIL: Final = Struct(">QQ")
 _LEASE_SIGN = 1 << 63
 
 unpack: Callable[[bytes], Any] = partial(msgpack.unpackb, use_list=False)
 """Bytes to tuples; raises what msgpack raises, all of it under `UNPACK_ERRORS`."""
-unpack_row: Callable[[bytes], Any] = msgpack.unpackb
+unpack_row: Final[Callable[[bytes], Any]] = msgpack.unpackb
 """Bytes to a list, which `new_row` takes as well: 0.32 us against 0.55 for a tuple, on every row that is read."""
 UNPACK_ERRORS = (ValueError, TypeError, msgpack.exceptions.UnpackException)
-pack: Callable[[object], bytes] = msgpack.packb
-_pack_small: Callable[[object], bytes] = msgpack.Packer(buf_size=64 << 10).pack
+pack: Final[Callable[[object], bytes]] = msgpack.packb
+_pack_small: Final[Callable[[object], bytes]] = msgpack.Packer(buf_size=64 << 10).pack
 """`pack` for what is small: its buffer is made once, and grows with what is packed; 0.3 us against 1.9."""
-_SMALL_BYTES = 32 << 10
-new_row = partial(tuple.__new__, KeyValue)
+_SMALL_BYTES: Final = 32 << 10
+new_row: Final = partial(tuple.__new__, KeyValue)
 """Makes a `KeyValue` of a tuple or list without a call in Python."""
 new_command = partial(tuple.__new__, Command)
 """Likewise a `Command`."""

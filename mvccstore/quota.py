@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Final
 
 from mvccstore.errors import StorageFullError
 from mvccstore.types import BatchRequest, PutRequest, Request, TxnRequest, WriteRequest
 
-PUT_OVERHEAD_BYTES = 256
+PUT_OVERHEAD_BYTES: Final = 256
 """What a put costs besides its key and value (etcd's figure)."""
 
 

@@ -25,10 +25,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from enum import StrEnum
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
-LOG_KEY_BYTES = 16
-ENTRY_BYTES = 32
+LOG_KEY_BYTES: Final = 16
+ENTRY_BYTES: Final = 32
 
 R = TypeVar("R")
 W = TypeVar("W", bound="WriteTxn")

@@ -32,14 +32,15 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from struct import Struct
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 from zlib import crc32
 
 from mvccstore.codec import UNPACK_ERRORS, pack, unpack
 from mvccstore.engine.disk import fsync_directory, translated
 from mvccstore.errors import CorruptError, FormatError, StorageError
 
-DELETE, ADD = 100, 200
+DELETE: Final = 100
+ADD: Final = 200
 """Operations; numbers below are puts to the table with that number, from DELETE on deletes."""
 
 _HEAD = Struct(">8sQQI")

@@ -5,7 +5,7 @@ They are lent by a `JournaledEngine`; what the write transaction asks of it is `
 
 from __future__ import annotations
 
-from typing import NoReturn, Protocol, Self
+from typing import Final, NoReturn, Protocol, Self
 
 from mvccstore.engine.journal import ADD, DELETE
 from mvccstore.engine.layer import Layer, Stack, entries_of, first_at
@@ -13,14 +13,14 @@ from mvccstore.engine.lmdb_txn import LmdbView, LmdbWrite
 from mvccstore.errors import ClosedError, CorruptError
 from mvccstore.tables import ENTRY_BYTES, RetryWrite, Table
 
-TXN_BYTES_MAX = 4 << 20
+TXN_BYTES_MAX: Final = 4 << 20
 """A larger transaction goes to the tables directly."""
-TABLES = tuple(Table)
+TABLES: Final = tuple(Table)
 """As they are numbered in a journal."""
-OPERATION_PARTS = 3
+OPERATION_PARTS: Final = 3
 
-_CODES = {table: code for code, table in enumerate(Table)}
-_INDEX_LENGTH = len(TABLES)
+_CODES: Final = {table: code for code, table in enumerate(Table)}
+_INDEX_LENGTH: Final = len(TABLES)
 
 Lengths = list[int]
 """Of the tables as they are numbered, and of the index."""

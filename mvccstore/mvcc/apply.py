@@ -14,7 +14,7 @@ happen, and until the first change there is no new revision:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import assert_never
+from typing import Final, assert_never
 
 from mvccstore.attributes import AttributesRequest
 from mvccstore.codec import (
@@ -74,7 +74,7 @@ from mvccstore.types import (
     TxnResult,
 )
 
-_LOG = Table.LOG
+_LOG: Final = Table.LOG
 Row = tuple[bytes, int, int, int, bytes, int]
 
 

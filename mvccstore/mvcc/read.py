@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from operator import ge, le
+from typing import Final
 
 from mvccstore.codec import (
     COMPLEMENT,
@@ -25,11 +26,11 @@ from mvccstore.errors import CompactedError, FutureRevisionError
 from mvccstore.tables import LOG_KEY_BYTES, ReadTxn, Table
 from mvccstore.types import KeyRange, Keys, KeyValue, RangeRequest, RangeResult
 
-PAGE_ROWS = 1_000
+PAGE_ROWS: Final = 1_000
 PAGE_BYTES = 4 << 20
 """Once the records of a page of history have so many bytes, it ends."""
 _STEP_ROWS_FIRST = 16
-_LOG = Table.LOG
+_LOG: Final = Table.LOG
 
 Entries = list[tuple[bytes, bytes]]
 

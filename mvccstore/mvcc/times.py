@@ -8,11 +8,13 @@ entry to the next, also when the clock does.
 
 from __future__ import annotations
 
+from typing import Final
+
 from mvccstore.codec import pack_u64, unpack_u64
 from mvccstore.options import Retention
 from mvccstore.tables import ReadTxn, Table, WriteTxn
 
-RESOLUTION_MS = 10
+RESOLUTION_MS: Final = 10
 
 
 def note(txn: WriteTxn, revision: int, time_ms: int, last_ms: int) -> int:

@@ -11,6 +11,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from mvccstore.attributes import AttributesRequest
 from mvccstore.errors import StoreError
@@ -21,7 +22,7 @@ from mvccstore.store import Store
 from mvccstore.types import Result
 
 _PREFIX = "etcd/alarm/"
-_MEASURE_BYTES = 1 << 20
+_MEASURE_BYTES: Final = 1 << 20
 NOSPACE, CORRUPT = 1, 2
 NAMES = {NOSPACE: "NOSPACE", CORRUPT: "CORRUPT"}
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
 from mvccstore.attributes import AttributesRequest
 from mvccstore.clock import Clock
@@ -40,7 +41,7 @@ _RAFT = "etcd/raft"
 _TERM_FIRST = 2
 UNDER_WAY_BYTES_MAX = 256 << 20
 """Of what clients want written and is not yet; so a thousand clients with large values do not fill the memory."""
-_COST_BYTES = 64 << 10
+_COST_BYTES: Final = 64 << 10
 """A write counts once, and once more for so many bytes: 256 MiB are as much as 4,096 writes."""
 REFUSED_ABOVE = 4 * UNDER_WAY_MAX
 """So many writes under way are refused. From `UNDER_WAY_MAX` on a connection over HTTP/2 has one at a time, and waits: to

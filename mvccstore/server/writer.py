@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from operator import itemgetter
 from queue import SimpleQueue
-from typing import NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from mvccstore.attributes import AttributesRequest
 from mvccstore.clock import SystemClock
@@ -58,13 +58,13 @@ UNDER_WAY_MAX = 5_000
 """etcd's limit of the gap between what is committed and what is applied. Here, clients wait from it on."""
 
 
-_HERE_MAX = 100
+_HERE_MAX: Final = 100
 """So many small requests take about a millisecond."""
-_HERE_SECONDS_MAX = 0.001
+_HERE_SECONDS_MAX: Final = 0.001
 """The loop waits for a disk that takes no longer, if there is nothing else to do."""
-_PACE_COMMITS = 8
-_done_of: Callable[[_Job], Callable[..., None]] = itemgetter(1)
-_SMALL_TXN_OPS = 16
+_PACE_COMMITS: Final = 8
+_done_of: Final[Callable[[_Job], Callable[..., None]]] = itemgetter(1)
+_SMALL_TXN_OPS: Final = 16
 
 
 class Writer:

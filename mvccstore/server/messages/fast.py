@@ -29,6 +29,7 @@ knows only a key and a value in this order, and makes that request without its c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from mvccstore.mvcc.etcd_encoding import bytes_field, int_field, key_value, varint
 from mvccstore.server.messages import rpc
@@ -48,7 +49,7 @@ def encode_header(cluster_id: int, member_id: int, revision: int, raft_term: int
     )
 
 
-_LOW_BYTES = tuple(bytes((number | 128,)) for number in range(128))
+_LOW_BYTES: Final = tuple(bytes((number | 128,)) for number in range(128))
 """The first bytes of numbers that take several."""
 
 

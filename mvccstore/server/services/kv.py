@@ -18,7 +18,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Self
+from typing import Final, Self
 
 from mvccstore.codec import new_put
 from mvccstore.errors import CompactedError
@@ -59,10 +59,10 @@ from mvccstore.types import (
 from mvccstore.view import PAGE_BYTES, Snapshot
 
 _STREAM_ROWS_FIRST = 10
-_KEY_FIELD = 0x0A
+_KEY_FIELD: Final = 0x0A
 """The tag of `RangeRequest.key` and `PutRequest.key`."""
-_VALUE_FIELD = 0x12
-_ONE_BYTE = 128
+_VALUE_FIELD: Final = 0x12
+_ONE_BYTE: Final = 128
 """Lengths below it are encoded as they are."""
 _KEPT_BYTES_MAX = 4 << 20
 """Rows of a large range that are kept when they were encoded for their size, and so not read again.
@@ -71,12 +71,12 @@ That takes 66 ms for 20,000 rows of 100 bytes where reading them again takes 126
 """
 _ALL_KEPT_BYTES_MAX = 64 << 20
 """Of all calls at once: with thousands of them, each reads its rows again."""
-_LARGE_COST = 500
+_LARGE_COST: Final = 500
 """What a read that is not answered at once counts for among the work of a connection: it has a handful at a time."""
-_SMALL_ROWS = 64
-_SMALL_BYTES = 64 << 10
+_SMALL_ROWS: Final = 64
+_SMALL_BYTES: Final = 64 << 10
 """A range of no more is looked through on the loop; rows of no more, which a write has found, are encoded on it."""
-_ROW_BYTES = 128
+_ROW_BYTES: Final = 128
 """What a row counts for beside key and value: to encode one takes as long as to copy some kilobytes."""
 _ID_BITS = 48
 

@@ -26,7 +26,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from mypy_extensions import mypyc_attr
 
@@ -36,7 +36,7 @@ from mvccstore.server.transport.status import Code, RpcError
 
 _log = logging.getLogger("mvccstore.server")
 
-WRITABLE_BYTES = 256 * 1024
+WRITABLE_BYTES: Final = 256 * 1024
 """While more than this of a call waits to be taken by its client, the call is not writable."""
 
 

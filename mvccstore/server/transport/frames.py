@@ -4,27 +4,36 @@ from __future__ import annotations
 
 from enum import IntEnum
 from struct import Struct
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-FRAME_HEAD_BYTES = 9
-FRAME_BYTES_MAX = 16_384
+FRAME_HEAD_BYTES: Final = 9
+FRAME_BYTES_MAX: Final = 16_384
 """The largest payload both sides may send unless the other allows more."""
-WINDOW_BYTES = 65_535
+WINDOW_BYTES: Final = 65_535
 """What each window begins with."""
-WINDOW_BYTES_MAX = 2**31 - 1
-STREAM_ID_MAX = 2**31 - 1
+WINDOW_BYTES_MAX: Final = 2**31 - 1
+STREAM_ID_MAX: Final = 2**31 - 1
 
-unpack_head = Struct(">BHBBL").unpack_from
+unpack_head: Final = Struct(">BHBBL").unpack_from
 """Returns length >> 16, length & 0xFFFF, type, flags, stream id with its reserved bit."""
 
-DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
+DATA: Final = 0
+HEADERS: Final = 1
+PRIORITY: Final = 2
+RST_STREAM: Final = 3
+SETTINGS: Final = 4
+PUSH_PROMISE: Final = 5
+PING: Final = 6
+GOAWAY: Final = 7
+WINDOW_UPDATE: Final = 8
+CONTINUATION: Final = 9
 
-END_STREAM = 0x1
-ACK = 0x1
-END_HEADERS = 0x4
-PADDED = 0x8
-PRIORITY_FLAG = 0x20
+END_STREAM: Final = 0x1
+ACK: Final = 0x1
+END_HEADERS: Final = 0x4
+PADDED: Final = 0x8
+PRIORITY_FLAG: Final = 0x20
 _PRIORITY_BYTES = 5
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import cast
+from typing import Final, cast
 
 from mvccstore.server.transport.call import Peer, Router
 from mvccstore.server.transport.deadlines import Deadlines
@@ -69,10 +69,10 @@ from mvccstore.server.transport.unfinished import Request, Unfinished
 from mvccstore.server.transport.unusual import UnusualStream
 from mvccstore.server.transport.wire import WireStream
 
-_FLUSH_PARTS = 2_048
+_FLUSH_PARTS: Final = 2_048
 """So many pieces are written even if more input is to be carried out: some 200 answers, each of one frame at most."""
-_STREAMS_A_COST = 64
-_WHOLE_BYTES_MIN = FRAME_HEAD_BYTES + MESSAGE_HEAD_BYTES
+_STREAMS_A_COST: Final = 64
+_WHOLE_BYTES_MIN: Final = FRAME_HEAD_BYTES + MESSAGE_HEAD_BYTES
 _CONNECTION_WINDOWS = 16
 _KEEPALIVE_PING = b"alive\0\0\0"
 

@@ -16,7 +16,7 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import Any, Final
 
 from mypy_extensions import mypyc_attr
 
@@ -38,10 +38,10 @@ from mvccstore.server.transport.head import Head
 from mvccstore.server.transport.status import Code, RpcError
 from mvccstore.server.transport.wire import Wire
 
-MESSAGE_HEAD_BYTES = 5
+MESSAGE_HEAD_BYTES: Final = 5
 """Before each message: whether it is compressed, and its length."""
 _NO_REQUEST = "cardinality violation: received no request message from non-client-streaming RPC"
-_JOINED_BYTES_MAX = 65_536
+_JOINED_BYTES_MAX: Final = 65_536
 
 
 def _after_length(kind: int, flags: int, block: bytes) -> tuple[bytes, bytes]:
@@ -49,12 +49,14 @@ def _after_length(kind: int, flags: int, block: bytes) -> tuple[bytes, bytes]:
     return len(block).to_bytes(3) + bytes((kind, flags)), block
 
 
-_HEAD = _after_length(HEADERS, END_HEADERS, GRPC_HEAD)
-_GZIP_HEAD = _after_length(HEADERS, END_HEADERS, GRPC_HEAD + literal(b"grpc-encoding", b"gzip"))
-_OK_TRAILERS = _after_length(HEADERS, END_HEADERS | END_STREAM, OK_STATUS)
-_HEAD_BEFORE, _HEAD_BLOCK = _HEAD
-_OK_BEFORE, _OK_BLOCK = _OK_TRAILERS
-_DATA_FLAGS = bytes((DATA, 0))
+_HEAD: Final = _after_length(HEADERS, END_HEADERS, GRPC_HEAD)
+_GZIP_HEAD: Final = _after_length(HEADERS, END_HEADERS, GRPC_HEAD + literal(b"grpc-encoding", b"gzip"))
+_OK_TRAILERS: Final = _after_length(HEADERS, END_HEADERS | END_STREAM, OK_STATUS)
+_HEAD_BEFORE: Final = _HEAD[0]
+_HEAD_BLOCK: Final = _HEAD[1]
+_OK_BEFORE: Final = _OK_TRAILERS[0]
+_OK_BLOCK: Final = _OK_TRAILERS[1]
+_DATA_FLAGS: Final = bytes((DATA, 0))
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
