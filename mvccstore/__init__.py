@@ -2,7 +2,6 @@
 
 from mvccstore.attributes import Attributes, AttributesResult
 from mvccstore.clock import Clock, SystemClock
-from mvccstore.commit import Replicator
 from mvccstore.difference import Difference
 from mvccstore.engine import Engine, EngineOptions, EngineSize, engine_names, register_engine
 from mvccstore.errors import (
@@ -46,6 +45,7 @@ from mvccstore.options import Durability, HashResult, Limits, Retention, StoreSt
 from mvccstore.past import Blame, Change, RevertResult
 from mvccstore.recipes.codecs import Codec, JsonCodec, MsgpackCodec, RawCodec
 from mvccstore.recipes.mapping import ItemChange
+from mvccstore.replicator import Replicator
 from mvccstore.store import Store
 from mvccstore.subscribing import SubscriptionInfo
 from mvccstore.subscription import Delivery, Subscription

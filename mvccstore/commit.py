@@ -31,7 +31,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from mvccstore.errors import StoreError
 from mvccstore.types import Command, Result
@@ -71,28 +70,6 @@ class Turn:
         assert self.gate is not None
         if self.gate.locked():
             self.gate.release()
-
-
-class Replicator(Protocol):
-    """Decides when a command may be applied.
-
-    The built-in one says "now". One that replicates sends the command's bytes (`codec.pack_command`) away,
-    and when a quorum has them lets the store apply them through `Store.apply_replicated`, in the same order
-    everywhere.
-    """
-
-    def propose(self, command: Command) -> Result:
-        """Return the command's result once it has been applied and committed here.
-
-        Raises:
-            StoreError: What applying it raised.
-            ReplicationError: It was not replicated, or nobody can tell.
-        """
-        ...
-
-    def close(self) -> None:
-        """Refuse what comes, and wait for what is under way."""
-        ...
 
 
 class CommitQueue:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 from mvccstore.clock import Clock
-from mvccstore.commit import Replicator
 from mvccstore.engine import DEFAULT_ENGINE, JOURNALING_ENGINES, Engine, EngineOptions, detect_engine, open_engine
 from mvccstore.errors import FormatError
 from mvccstore.options import Durability, Limits, Retention
+from mvccstore.replicator import Replicator
 from mvccstore.store import Store
 
 

@@ -31,7 +31,7 @@ from typing import Self
 from mvccstore.attributing import Attributing
 from mvccstore.clock import Clock, SystemClock
 from mvccstore.codec import COMPLEMENT, UNPACK_ERRORS, entry_floor, new_command, new_row, unpack_row
-from mvccstore.commit import BATCH_MAX, Replicator
+from mvccstore.commit import BATCH_MAX
 from mvccstore.committer import Committer, ensure_format
 from mvccstore.engine import IN_MEMORY, Engine
 from mvccstore.errors import (
@@ -53,6 +53,7 @@ from mvccstore.past import Past
 from mvccstore.pins import Pins
 from mvccstore.quota import Quota
 from mvccstore.recipes.catalogue import Recipes
+from mvccstore.replicator import Replicator
 from mvccstore.staged import Staged
 from mvccstore.subscribing import Consumers, Subscribing
 from mvccstore.tables import LOG_KEY_BYTES, Table

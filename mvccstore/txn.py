@@ -20,7 +20,6 @@ from weakref import ref
 
 from mvccstore.clock import Clock
 from mvccstore.codec import entry_floor
-from mvccstore.commit import Replicator
 from mvccstore.committer import Block, Committer
 from mvccstore.engine import Engine
 from mvccstore.errors import ClosedError, StorageError, TxnError
@@ -30,6 +29,7 @@ from mvccstore.mvcc.state import State
 from mvccstore.options import Limits
 from mvccstore.past import RevertibleView
 from mvccstore.quota import Quota
+from mvccstore.replicator import Replicator
 from mvccstore.tables import ReadTxn, RetryWrite, WriteTxn
 from mvccstore.types import BatchRequest, Command, DeleteRequest, DeleteResult, PutRequest, PutResult
 from mvccstore.view import Cut

@@ -29,7 +29,6 @@ from mvccstore.aio.subscription import AsyncSubscribing
 from mvccstore.aio.worker import Courier, Worker
 from mvccstore.attributes import Attributes, AttributesResult, attributes_request
 from mvccstore.clock import Clock
-from mvccstore.commit import Replicator
 from mvccstore.difference import Difference
 from mvccstore.engine import Engine
 from mvccstore.errors import ClosedError, LeaseExistsError, StoreError
@@ -38,6 +37,7 @@ from mvccstore.mvcc.validate import check_keys_size, check_put, check_txn
 from mvccstore.opening import open_store
 from mvccstore.options import Durability, HashResult, Limits, Retention, StoreStats
 from mvccstore.past import Blame, Change, RevertResult
+from mvccstore.replicator import Replicator
 from mvccstore.store import Store
 from mvccstore.transfer import Progress
 from mvccstore.txn import Txn

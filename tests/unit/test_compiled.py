@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from mvccstore import Replicator
 from tools.compiled import MODULES, PACKAGE, ROOT
 
 COMPILED = [ROOT / PACKAGE / f"{module}.py" for module in MODULES]
@@ -45,3 +47,15 @@ def test_a_class_says_so_if_one_that_is_not_compiled_derives_from_it() -> None:
     others = [path for folder in (PACKAGE, "tests") for path in (ROOT / folder).rglob("*.py") if path not in COMPILED]
     derived = [(path.name, node.name) for path in others for node in classes(path) if bases(node) & closed]
     assert not derived
+
+
+@pytest.mark.parametrize("face", ["mvccstore", "mvccstore.aio", "mvccstore.server", "mvccstore.testing"])
+def test_what_programs_derive_from_is_not_compiled(face: str) -> None:
+    """A class that is not compiled can derive from no protocol that is, however open that says it is."""
+    module = import_module(face)
+    compiled = {f"{PACKAGE}.{name.replace('/', '.')}" for name in MODULES}
+    found = [getattr(module, name) for name in module.__all__]
+    meant = [one for one in found if isinstance(one, type) and getattr(one, "_is_protocol", False)]
+    assert not [one for one in meant if one.__module__ in compiled]
+    if face == PACKAGE:
+        assert Replicator in meant

@@ -41,6 +41,7 @@ LAYERS = (
         "quota",
         "recipes",
         "records",
+        "replicator",
         "rewind",
         "staged",
         "store",
