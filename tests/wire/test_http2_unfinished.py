@@ -208,6 +208,32 @@ def test_who_does_not_read_does_not_keep_its_calls_by_that() -> None:
     assert session.answers[1].status == TOO_LATE
 
 
+def test_what_waits_for_its_client_to_read_has_its_time_from_when_it_does() -> None:
+    """What came long ago is carried out only then: a head, and the beginning of a message."""
+    session = begun()
+    session.send(open_stream(1, b"/t.T/Chat"))
+    session.connection.pause_writing()
+    session.send(data(1, BODY[:3]) + open_stream(3))
+    let_pass(session, 1_000)
+    session.connection.resume_writing()
+    session.step()
+    let_pass(session, 59)
+    assert session.answers == {}
+    let_pass(session, 2)
+    assert {stream: answer.status for stream, answer in session.answers.items()} == {1: TOO_LATE, 3: TOO_LATE}
+
+
+@pytest.mark.parametrize("sent", [message(b"x", 2), message(b"x", 1), BODY + BODY, BODY + message(b"x", 2), BODY[:-1]])
+def test_a_request_that_breaks_off_at_its_end_is_forgotten(sent: bytes) -> None:
+    session = begun()
+    session.send(open_stream(1) + data(1, sent, END_STREAM))
+    assert session.answers[1].status is not None
+    assert len(session.connection._unfinished) == 0
+    let_pass(session, 100)
+    assert session.send(unary(3, b"/t.T/Echo", b"next"))
+    assert session.answers[3].messages == [(0, b"next")]
+
+
 def test_a_client_without_a_window_is_not_late() -> None:
     """A stream whose answers are not read has no window for the rest of a message."""
     session = begun()

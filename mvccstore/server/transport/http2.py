@@ -482,7 +482,7 @@ class Http2Connection(Incoming, asyncio.BufferedProtocol):
 
     def await_rest(self, stream: Request) -> None:
         """Give a stream its time for the rest of its request."""
-        self._unfinished.begin(stream, self._keepalive.heard_at)
+        self._unfinished.begin(stream, self._loop.time())
 
     def end_rest(self, number: int) -> None:
         """It has come, or is not wanted."""

@@ -163,6 +163,7 @@ class Stream(Call):
                 if self._receive_window < self._wire.limits.window_bytes // 2:
                     self._grant()
         except RpcError as error:
+            self._wire.end_rest(self.number)
             self.break_off(error)
         return left
 
