@@ -231,10 +231,11 @@ class Committer:
             if marker is not None:
                 txn.put(Table.META, _MARKER, marker)
             self.commit(txn, state, changes)
+            _answer(turns, answers)
         except Exception:
             raise
         except BaseException:
-            # Interrupted, perhaps in the commit. What is on disk says whether it is done; if so, the
+            # Interrupted, perhaps in the commit or behind it. What is on disk says whether it is done; if so, the
             # others that it was for must not be written twice.
             txn.close()
             self._refresh()
@@ -243,7 +244,6 @@ class Committer:
             raise
         finally:
             txn.close()
-        _answer(turns, answers)
 
     def stage(self, commands: Sequence[Command]) -> Staged | None:
         """Apply commands now, to be committed by another thread; None if that cannot be done without waiting.

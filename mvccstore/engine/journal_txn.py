@@ -301,8 +301,9 @@ class JournalWrite(JournalView):
         if self._direct is None:
             if self._is_movable:
                 raise RetryWrite
-            operations, self._operations = self._operations, []
+            operations = self._operations
             self._undo(operations)
+            self._operations = []  # I1: not before, as that may be interrupted
             self._base.close()
             direct = self._engine.begin_direct()
             self._direct = self._base = direct

@@ -3,8 +3,8 @@
 What it owns: the two files of the journal, the layers of what is not in the tables yet, the number of the last commit,
 and the thread that carries layers over.
 
-A commit to LMDB writes a page for each node from the leaves of its trees up to their roots, and syncs twice; four
-thousand commits carried over at once share those pages: 2 us a put. Commits meanwhile go to a second layer and file.
+A commit to LMDB writes a page for each node from the leaves of its trees up to their roots, and syncs twice; twelve
+thousand commits carried over at once share those pages: 3 us a put. Commits meanwhile go to a second layer and file.
 
 Invariants:
 

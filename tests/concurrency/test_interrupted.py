@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 import mvccstore
-from mvccstore import Op, Store
+from mvccstore import Command, Op, Store
+from mvccstore import committer as committer_module
+from mvccstore.commit import Turn
+from mvccstore.engine import journal_txn
+from mvccstore.types import PutRequest
 from tests import journaled
 from tests.concurrency.interrupter import Interrupted, Interrupter
 
@@ -21,9 +25,13 @@ BOTH = (b"a", b"b")
 
 
 def block(store: Store) -> None:
+    block_of(store, b"1")
+
+
+def block_of(store: Store, value: bytes) -> None:
     with store.begin() as txn:
-        txn.put(b"a", b"1")
-        txn.put(b"b", b"1")
+        txn.put(b"a", value)
+        txn.put(b"b", value)
 
 
 def block_committed_early(store: Store) -> None:
@@ -93,6 +101,51 @@ def test_thread_interrupted_at_any_instruction_leaves_the_store_to_the_others(
             break
     assert place > 20
     assert not harmed, "\n".join(harmed)
+
+
+@pytest.mark.parametrize("engine", [*ENGINES, journaled.NAME])
+def test_what_who_leads_has_committed_for_others_is_answered(tmp_path: Path, engine: str) -> None:
+    """What is not is written once more, by the next one that leads."""
+    before = sys.gettrace()
+    for place in range(100_000):
+        store = mvccstore.open(None if engine == "memory" else tmp_path / f"{place}", engine=engine, durability="os")
+        committer = store._committer
+        turns = [Turn(Command(PutRequest(key, b""), 1)) for key in BOTH]
+        committer.enter()
+        interrupter = Interrupter(place, str(Path(committer_module.__file__)))
+        sys.settrace(interrupter)
+        try:
+            committer._apply(turns)
+        except Interrupted:
+            pass
+        finally:
+            sys.settrace(before)
+        committer.leave()
+        answered = [turn.is_answered for turn in turns]
+        assert answered == [store.revision == 3] * 2, interrupter.where
+        store.close()
+        if interrupter.where is None:
+            break
+
+
+def test_block_that_is_interrupted_on_its_way_around_the_journal_is_undone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_txn, "TXN_BYTES_MAX", 300)
+    before = sys.gettrace()
+    for place in range(100_000):
+        store = mvccstore.open(tmp_path / f"{place}", engine=journaled.NAME, durability="os")
+        interrupter = Interrupter(place, str(Path(journal_txn.__file__)))
+        sys.settrace(interrupter)
+        try:
+            block_of(store, bytes(200))
+        except Interrupted:
+            pass
+        finally:
+            sys.settrace(before)
+        assert harm_to(store) is None, interrupter.where
+        if interrupter.where is None:
+            break
 
 
 def harm_to(store: Store) -> str | None:
