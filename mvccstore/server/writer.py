@@ -348,8 +348,8 @@ class Writer:
 
     def _deliver(self) -> None:
         self._is_told = False
-        self._flushes.hold()
         try:
+            self._flushes.hold()
             self._answer()
         finally:
             self._flushes.release()

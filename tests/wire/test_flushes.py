@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
+import sys
 from typing import Any, cast
 
 import pytest
@@ -13,6 +15,7 @@ from mvccstore.server.transport.counts import Histogram
 from mvccstore.server.transport.flushes import Flushes
 from mvccstore.server.writer import Writer
 from mvccstore.types import PutRequest
+from tests.concurrency.interrupter import Interrupted, Interrupter
 from tests.wire.http2_kit import FakeLoop, Session, unary
 
 
@@ -69,6 +72,47 @@ def test_one_that_fails_leaves_the_others_alone(caplog: pytest.LogCaptureFixture
         flushes.release()
     assert written == [1, 2]
     assert [record.getMessage() for record in caplog.records] == ["a connection could not write"]
+
+
+def test_who_is_interrupted_leaves_what_is_left_to_the_next() -> None:
+    flushes, loop = Flushes(), cast("Any", FakeLoop())
+    written: list[int] = []
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    flushes.hold()
+    for flush in (lambda: written.append(1), interrupt, lambda: written.append(2)):
+        flushes.soon(flush, loop)
+    with pytest.raises(KeyboardInterrupt):
+        flushes.release()
+    flushes.hold()
+    flushes.release()
+    assert written == [1, 2]
+
+
+@pytest.mark.pure("goes by lines of Python")
+def test_nothing_is_held_by_a_writer_that_was_interrupted(store: Store) -> None:
+    async def main() -> int:
+        flushes = Flushes()
+        writer = Writer(store, Histogram((1.0,)), flushes=flushes)
+        before = sys.gettrace()
+        for place in range(100):
+            interrupter = Interrupter(place, inspect.getfile(Writer))
+            sys.settrace(interrupter)
+            try:
+                writer._deliver()
+            except Interrupted:
+                pass
+            finally:
+                sys.settrace(before)
+            assert not flushes._is_held, interrupter.where
+            if interrupter.where is None:
+                break
+        await writer.stop()
+        return place
+
+    assert asyncio.run(main()) > 3
 
 
 @pytest.mark.parametrize("engine", ["memory", "lmdb"])

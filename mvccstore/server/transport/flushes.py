@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 
 _log = logging.getLogger("mvccstore.server")
@@ -19,7 +20,7 @@ class Flushes:
     __slots__ = ("_held", "_is_held")
 
     def __init__(self) -> None:
-        self._held: list[Callable[[], None]] = []
+        self._held: deque[Callable[[], None]] = deque()
         self._is_held = False
 
     def soon(self, flush: Callable[[], None], loop: asyncio.AbstractEventLoop) -> None:
@@ -36,8 +37,9 @@ class Flushes:
     def release(self) -> None:
         """Have it written now."""
         self._is_held = False
-        held, self._held = self._held, []
-        for flush in held:
+        held = self._held
+        while held:  # one by one: who is interrupted leaves the others to the next
+            flush = held.popleft()
             try:
                 flush()
             except Exception:  # noqa: BLE001 - one connection's
