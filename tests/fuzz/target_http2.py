@@ -164,7 +164,8 @@ def _frame(choices: Choices, kind: int) -> bytes:
         case 11:
             return unary(stream, path, choices.pick(BODIES))
         case 12:
-            return pack(DATA, choices.pick((0, END_STREAM)), stream, message(choices.pick(BODIES), choices.byte() & 1))
+            flags, body, how = choices.pick((0, END_STREAM)), choices.pick(BODIES), choices.byte()
+            return pack(DATA, flags, stream, message(body, how & 1) * (1 + (how >> 1 & 7)))
         case 13:
             return choices.pick((ping(), ping(flags=ACK), settings(), settings((4, choices.number(4)))))
         case 14:
@@ -191,6 +192,7 @@ def _check_bounds(session: Session, last_bytes: int) -> None:
     assert len(connection._rest) <= (limits.waiting_bytes_max + last_bytes if connection._is_waiting else 16_384 + 9)
     assert connection._block is None or len(connection._block[2]) <= limits.header_bytes_max + 16_384
     assert len(connection._heads._kept) <= 64
+    assert connection._unfinished._requests.keys() <= connection._streams.keys()
     assert connection.out == []
 
 
