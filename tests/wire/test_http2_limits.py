@@ -142,6 +142,15 @@ def test_a_window_below_what_all_begin_with_is_no_limit() -> None:
         TransportLimits(window_bytes=65_534)
 
 
+@pytest.mark.parametrize(
+    "name", ["slice_frames", "slice_bytes", "slice_messages", "http_turn_requests", "http_turn_messages"]
+)
+def test_nobody_may_be_given_turns_in_which_nothing_is_done(name: str) -> None:
+    assert TransportLimits(**{name: 1})
+    with pytest.raises(ValueError, match=f"{name} is 0"):
+        TransportLimits(**{name: 0})
+
+
 # Pings of the client
 
 

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from mvccstore.server.transport.counts import Cuts, Totals
 from mvccstore.server.transport.frames import WINDOW_BYTES
 
+_OF_A_TURN = ("slice_frames", "slice_bytes", "slice_messages", "http_turn_requests", "http_turn_messages")
+"""Of these, each turn of a connection carries out one at least."""
+
 
 @dataclass(frozen=True, slots=True)
 class TransportLimits:
@@ -118,6 +121,10 @@ class TransportLimits:
         if self.window_bytes < WINDOW_BYTES:
             msg = f"window_bytes is {self.window_bytes}, less than {WINDOW_BYTES}"
             raise ValueError(msg)
+        for name in _OF_A_TURN:
+            if getattr(self, name) < 1:
+                msg = f"{name} is {getattr(self, name)}: nothing would be carried out in any turn"
+                raise ValueError(msg)
 
     @property
     def http_body_bytes_max(self) -> int:
