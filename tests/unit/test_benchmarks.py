@@ -57,6 +57,10 @@ def testing_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     )
 
 
+COMMAND_SECONDS = 600
+"""`wire` may have to compile first: a minute, and more beside the tests that run meanwhile."""
+
+
 def _printed(suite: str, folder: Path, *more: str) -> dict[str, Any]:
     command = [
         sys.executable,
@@ -71,7 +75,7 @@ def _printed(suite: str, folder: Path, *more: str) -> dict[str, Any]:
         str(folder),
         *more,
     ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
     assert done.returncode == 0, done.stderr
     assert list(folder.iterdir()) == []
     found: dict[str, Any] = json.loads(done.stdout)
