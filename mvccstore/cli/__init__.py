@@ -8,7 +8,7 @@
   of it.
 
 Here lives only the entry point, and nothing that needs click or rich: they are the extra `cli`, and without
-them `main` says so. The commands use the public API alone.
+them `main` says so, but for `serve`, for which the extra `server` is enough. The commands use the public API alone.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ def _run() -> int:
         import click
         import rich  # noqa: F401 - only whether it is there
     except ImportError as error:
+        if sys.argv[1:2] == ["serve"]:
+            return _serve(sys.argv[2:])
         sys.stderr.write(f"mvccstore: error: {error.name} is not installed; pip install 'mvccstore[cli]'\n")
         return EXIT_MISSING_EXTRA
     from mvccstore.cli.app import cli
@@ -47,3 +49,12 @@ def _run() -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     return 0
+
+
+def _serve(flags: list[str]) -> int:
+    try:
+        from mvccstore.server.etcd_shim import run as serve
+    except ImportError as error:
+        sys.stderr.write(f"mvccstore: error: {error}\n")
+        return EXIT_MISSING_EXTRA
+    return serve(flags)

@@ -130,6 +130,21 @@ def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
         assert done.err == f"mvccstore: error: {missing} is not installed; pip install 'mvccstore[cli]'\n"
 
 
+def test_serve_needs_the_extra_of_the_server_alone(tmp_path: Path) -> None:
+    for missing in ("click", "rich", "h11"):
+        (tmp_path / f"{missing}.py").write_text(f"raise ImportError('gone', name={missing!r})")
+    search = f"{tmp_path}{os.pathsep}{environment()['PYTHONPATH']}"
+    done = spawn("serve", "--help", PYTHONPATH=search)
+    assert (done.code, done.err) == (3, "mvccstore: error: h11 is not installed; pip install 'mvccstore[server]'\n")
+    (tmp_path / "h11.py").unlink()
+    done = spawn("serve", "--help", PYTHONPATH=search)
+    assert (done.code, done.err) == (0, "")
+    assert b"--data-dir" in done.out
+    done = spawn("serve", "--no-such-flag", PYTHONPATH=search)
+    assert done.code == 2
+    assert "no-such-flag" in done.err
+
+
 def test_importing_the_library_imports_neither_click_nor_rich() -> None:
     code = "import sys, mvccstore; print([m for m in ('click', 'rich', 'mvccstore.cli') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment(), check=True)
