@@ -266,11 +266,12 @@ class JournaledEngine:
         stack.layers[0].count += len(operations) // OPERATION_PARTS
         with self._mutex:
             self._shown = (self._shown[0], number + 1, lengths, written)
+        if self._carrier is None:
+            carrier = threading.Thread(target=self._run, name="mvccstore-journal", daemon=True)
+            carrier.start()
+            self._carrier = carrier  # once it runs: who is interrupted before leaves it to the next commit
         if not self._has_changed.is_set():
             self._has_changed.set()
-            if self._carrier is None:
-                self._carrier = threading.Thread(target=self._run, name="mvccstore-journal", daemon=True)
-                self._carrier.start()
 
     def fail_sync(self, error: OSError) -> NoReturn:
         """Take nothing more, as a sync of the journal has failed. Called by the write transaction."""

@@ -101,6 +101,24 @@ def test_other_engines_have_no_journal(path: Path, where: dict[str, str]) -> Non
         mvccstore.open(None if where["engine"] == "memory" else path, journal=True, **where)
 
 
+def test_commit_that_is_interrupted_as_it_tells_of_itself_leaves_the_telling_to_the_next(open_engine: Open) -> None:
+    engine = open_engine()
+
+    class Interrupted(threading.Event):
+        def set(self) -> None:
+            super().set()
+            engine._has_changed = threading.Event()
+            engine._has_changed.set()
+            raise KeyboardInterrupt
+
+    engine._has_changed = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        write(engine, put(b"a", b"1"))
+    write(engine, put(b"a", b"2"))
+    assert engine._carrier is not None
+    assert engine._carrier.is_alive()
+
+
 @pytest.mark.pure("replaces a method")
 def test_it_is_carried_over_by_itself(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journaled, "CARRY_SECONDS", 0.001)
