@@ -207,7 +207,7 @@ def test_aetcd(oracle: EtcdProcess, tmp_path: Path) -> None:
 def locks_and_elections(host: str, port: int) -> list[Any]:
     """Two workers that wait for one another: the answers have to wait, too, or both have the lock."""
     said: list[Any] = []
-    holding = threading.Lock()
+    holding, together = threading.Lock(), threading.Barrier(2)
     campaign = METHODS["/v3electionpb.Election/Campaign"].request
     observe = METHODS["/v3electionpb.Election/Observe"].request
     resign = METHODS["/v3electionpb.Election/Resign"].request
@@ -217,6 +217,7 @@ def locks_and_elections(host: str, port: int) -> list[Any]:
         with Client(Endpoint(host, port)) as client:
             lease = client.unary(LEASE + "LeaseGrant", rpc.LeaseGrantRequest(TTL=60)).ID
             ready.set()
+            together.wait(SECONDS)  # who did not wait when it was recorded does not when it is replayed
             for _ in range(3):
                 held = client.unary("/v3lockpb.Lock/Lock", lock(name=b"lock", lease=lease))
                 assert holding.acquire(blocking=False)
