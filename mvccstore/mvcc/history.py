@@ -94,7 +94,7 @@ class History:
         return events, resume
 
     def _kept(self, txn: ReadTxn, keys: KeyRange, records: Entries) -> list[Event]:
-        """Return the changes of a page in which some are at or below the floor."""
+        """Return the changes of a page in which some may be at or below the floor, in the order of the records."""
         events = []
         for log_key, record in records:
             kv = unpack_record(record)
@@ -136,14 +136,7 @@ class NewestFirst(History):
 
     def _log_page(self, txn: ReadTxn, keys: KeyRange, end: bytes, limit: int) -> tuple[list[Event], bytes | None]:
         records = txn.page(Table.LOG, log_key_floor(self._first), end, limit, reverse=True)
-        events = []
-        for log_key, record in records:
-            kv = unpack_record(record)
-            if kv.key in keys:
-                entry = entry_of(log_key, kv)
-                if main_of(log_key) > self._floor or self._is_survivor(txn, kv.key, entry):
-                    events.append(_event(kv, entry))
-        return events, records[-1][0] if len(records) == limit else None
+        return self._kept(txn, keys, records), records[-1][0] if len(records) == limit else None
 
     def _is_shown(self, txn: ReadTxn, key: bytes, entry: bytes) -> bool:
         main = entry_main(entry)

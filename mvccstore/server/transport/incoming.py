@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 
 from mvccstore.server.transport.call import Peer
 from mvccstore.server.transport.flushes import Flushes
@@ -27,7 +28,7 @@ from mvccstore.server.transport.turns import Turns
 _log = logging.getLogger("mvccstore.server")
 
 
-class Incoming(Outgoing):
+class Incoming(Outgoing, ABC):
     """What one client sends. Who derives from it says what a slice is, and how the connection ends.
 
     Args:
@@ -52,13 +53,13 @@ class Incoming(Outgoing):
 
     # What a connection provides
 
+    @abstractmethod
     def _receive(self, data: bytes) -> None:
         """Carry out a slice, and note the rest: by `_wait`, or in `_rest` if it is the beginning of a frame."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _go_away(self, code: ErrorCode, reason: str) -> None:
         """End the connection by our side."""
-        raise NotImplementedError
 
     # Reading
 
