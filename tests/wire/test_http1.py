@@ -542,6 +542,25 @@ def test_an_answer_may_take_for_ever_to_be_made_but_not_to_be_read() -> None:
     run(test)
 
 
+def test_an_answer_may_take_for_ever_that_is_read_slowly() -> None:
+    def test() -> None:
+        wire, exchange = exchange_of(Wire())
+        wire.is_stuck = True
+        exchange.respond(200, (), bytes(4 * WRITABLE_BYTES))
+        now = later(0.0)
+        for _ in range(2):
+            now += LIMITS.http_stall_seconds - 1
+            wire.waiting -= WRITABLE_BYTES
+            wire.connection.look_after(now)
+        wire.waiting -= WRITABLE_BYTES - 1
+        wire.connection.look_after(now + LIMITS.http_stall_seconds - 1)
+        assert not wire.is_closed
+        wire.connection.look_after(now + LIMITS.http_stall_seconds + 1)
+        assert wire.is_aborted
+
+    run(test)
+
+
 @pytest.mark.parametrize("before", [GET, GET + SIZED])
 def test_an_idle_connection_is_closed_in_the_end(before: bytes) -> None:
     def test() -> None:

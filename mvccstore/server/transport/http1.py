@@ -41,6 +41,7 @@ from mvccstore.server.transport.http1_head import HEAD_TOO_LARGE, Refused, reaso
 from mvccstore.server.transport.limits import TransportLimits
 from mvccstore.server.transport.memory import Memory
 from mvccstore.server.transport.port import Connection, HttpFactory
+from mvccstore.server.transport.stalls import Stall
 
 _log = logging.getLogger("mvccstore.server")
 
@@ -101,7 +102,7 @@ class Http1Connection(asyncio.Protocol):
         self._memory = Memory(limits)
         self._since = self._loop.time()
         """When what the client is to do next began to be waited for."""
-        self._stalled_at: float | None = None
+        self._stall: Stall | None = None
 
     # The transport's calls
 
@@ -139,12 +140,12 @@ class Http1Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The client does not read, so nothing is read from it that would be answered with more."""
-        self._stalled_at = self._loop.time()
+        self._stall = Stall(self._loop.time(), self.queued_bytes)
         self._set_reading()
 
     def resume_writing(self) -> None:
         """The client reads again."""
-        self._stalled_at = None
+        self._stall = None
         self._memory.requeue(self.queued_bytes)
         self._set_reading()
         if self._exchange is not None and self._exchange.on_writable is not None:
@@ -186,8 +187,8 @@ class Http1Connection(asyncio.Protocol):
         if self._is_lingering or self._has_eof:
             if waited > limits.http_linger_seconds:
                 self._cut("http_linger_seconds")
-        elif self._stalled_at is not None:
-            if not is_open_ended and now - self._stalled_at > limits.http_stall_seconds:
+        elif self._stall is not None:
+            if not is_open_ended and self._stall.has_lasted(now, limits.http_stall_seconds, self.queued_bytes):
                 self._cut("http_stall_seconds")
         elif self._is_reading_body:
             if not is_open_ended and waited > limits.http_body_seconds:
@@ -337,7 +338,7 @@ class Http1Connection(asyncio.Protocol):
     def _set_reading(self) -> None:
         """Stop reading while too much waits, or the client of a stream does not read; go on when that is over."""
         exchange = self._exchange
-        is_stalled = self._stalled_at is not None and (exchange is None or exchange.is_open_ended)
+        is_stalled = self._stall is not None and (exchange is None or exchange.is_open_ended)
         is_behind = exchange is not None and exchange.is_behind
         is_reading = len(self._held) <= self._limits.http_pipelined_bytes_max and not is_stalled and not is_behind
         if is_reading != self._is_reading and self._transport is not None and not self._transport.is_closing():

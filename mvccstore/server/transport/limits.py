@@ -102,7 +102,7 @@ class TransportLimits:
     http_body_seconds: float = 300.0
     """How long the body of a request may take that is no stream."""
     http_stall_seconds: float = 300.0
-    """How long a client may leave an answer unread that is no stream."""
+    """How long a client may take for 256 KiB (`WRITABLE_BYTES`) of an answer that is no stream, or for what is left."""
     http_linger_seconds: float = 2.0
     """How long a connection stays half open: after a refusal, for the client to read it; and when the client has
     ended its half, for it to be answered. It may be gone altogether: that looks the same from here."""

@@ -38,6 +38,7 @@ from mvccstore.server.transport.guard import Guard
 from mvccstore.server.transport.http1_head import HttpRequest
 from mvccstore.server.transport.limits import TransportLimits
 from mvccstore.server.transport.memory import Memory
+from mvccstore.server.transport.stalls import Stall
 
 _log = logging.getLogger("mvccstore.server")
 
@@ -160,7 +161,7 @@ class WebSocketConnection(asyncio.Protocol):
         """Whether nothing is read any more of what comes: their close came, or what is no frame."""
         self._is_draining = False
         self._is_reading = True
-        self._stalled_at: float | None = None
+        self._stall: Stall | None = None
         self._heard_at = self._since = self._loop.time()
         self._pinged_at: float | None = None
         self._left_bytes = 0
@@ -226,12 +227,12 @@ class WebSocketConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The client does not read, so nothing is read from it that would be answered with more."""
-        self._stalled_at = self._loop.time()
+        self._stall = Stall(self._loop.time(), self.queued_bytes)
         self._set_reading()
 
     def resume_writing(self) -> None:
         """The client reads again."""
-        self._stalled_at = None
+        self._stall = None
         self._memory.requeue(self.queued_bytes)
         self._set_reading()
         if self._exchange is not None and self._exchange.on_writable is not None:
@@ -268,8 +269,8 @@ class WebSocketConnection(asyncio.Protocol):
                 self._left_bytes, self._since = queued, now
             elif now - self._since > (limits.http_stall_seconds if queued else limits.http_linger_seconds):
                 self._cut("http_stall_seconds" if queued else "http_linger_seconds")
-        elif self._stalled_at is not None:
-            if not is_open_ended and now - self._stalled_at > limits.http_stall_seconds:
+        elif self._stall is not None:
+            if not is_open_ended and self._stall.has_lasted(now, limits.http_stall_seconds, self.queued_bytes):
                 self._cut("http_stall_seconds")
         elif self._message_at is not None:
             if now - self._message_at > limits.websocket_message_seconds:
@@ -353,7 +354,7 @@ class WebSocketConnection(asyncio.Protocol):
     def _set_reading(self) -> None:
         """Stop reading while the client does not, or much waits; not when all that is left is to wait for its close."""
         is_behind = self._exchange is not None and self._exchange.is_behind
-        is_reading = (self._stalled_at is None and not is_behind) or self._is_closing
+        is_reading = (self._stall is None and not is_behind) or self._is_closing
         is_reading = is_reading and len(self._held) <= self._limits.http_pipelined_bytes_max
         if is_reading != self._is_reading and self._transport is not None and not self._transport.is_closing():
             self._is_reading = is_reading
