@@ -220,14 +220,12 @@ class Committer:
                 return
 
     def _apply_once(self, turns: list[Turn], marker: bytes | None) -> None:
-        state = before = self.state
         answers: list[Result | StoreError] = []
         changes = Changes()
         txn = self._engine.write()
         try:
-            state, answers = apply_all(
-                txn, before, [turn.command for turn in turns if turn.command is not None], changes
-            )
+            commands = [turn.command for turn in turns if turn.command is not None]
+            state, answers = apply_all(txn, self.state, commands, changes)
             if marker is not None:
                 txn.put(Table.META, _MARKER, marker)
             self.commit(txn, state, changes)
@@ -235,11 +233,12 @@ class Committer:
         except Exception:
             raise
         except BaseException:
-            # Interrupted, perhaps in the commit or behind it. What is on disk says whether it is done; if so, the
-            # others that it was for must not be written twice.
+            # Interrupted, perhaps in the commit or behind it. If that is done, the others that it was for must not be
+            # written twice.
+            is_done = txn.has_committed()
             txn.close()
             self._refresh()
-            if self.state.revision == state.revision > before.revision:
+            if is_done:
                 _answer(turns, answers)
             raise
         finally:

@@ -121,6 +121,10 @@ class WriteTxn(ReadTxn, Protocol):
         """Make all of it visible at once, and as durable as the engine was told to. Ends the transaction."""
         ...
 
+    def has_committed(self) -> bool:
+        """Say whether a `commit` that was interrupted has done it. Asked before `close`, and before the next writer."""
+        ...
+
 
 class MovableTxn(WriteTxn, Protocol):
     """A write transaction that any thread may end, and that does not have to wait for its sync."""

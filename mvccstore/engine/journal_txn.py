@@ -375,6 +375,10 @@ class JournalWrite(JournalView):
             self._engine.commit(self._operations, self._own_lengths, self._written, is_synced=self._is_synced)
         self.close()
 
+    def has_committed(self) -> bool:
+        """Compare with the last commit."""
+        return self._engine.is_committed(self._at) if self._direct is None else self._direct.has_committed()
+
     def close(self) -> None:
         """Undo everything, unless committed."""
         if not self._is_open:

@@ -42,6 +42,10 @@ class ViewHost(Protocol):
     def paused(self, work: Callable[[], object]) -> None:
         """Do some work while no view can begin."""
 
+    def last_transaction(self) -> int:
+        """Return the number of the last write transaction that was committed."""
+        ...
+
     def grow(self) -> None:
         """Double the map."""
 
@@ -183,11 +187,13 @@ class LmdbView:
 class LmdbWrite(LmdbView):
     """The write transaction. Get one from `LmdbEngine.write`."""
 
-    __slots__ = ("_put",)
+    __slots__ = ("_number", "_put")
 
     def __init__(self, engine: ViewHost, txn: lmdb.Transaction[bytes]) -> None:
         super().__init__(engine, txn, NEVER_AGAIN)
         self._put = txn.put
+        self._number = 0
+        """The transaction's, once it is about to be committed."""
 
     def put(self, table: Table, key: bytes, value: bytes, /) -> None:
         """One lookup, and a copy of the pages down to the record."""
@@ -256,6 +262,7 @@ class LmdbWrite(LmdbView):
 
     def commit(self) -> None:
         """Write the changed pages; sync data and meta page if the engine is told to."""
+        self._number = self.txn.id()
         self.is_open = False
         try:
             self.txn.commit()
@@ -267,6 +274,10 @@ class LmdbWrite(LmdbView):
         finally:
             self._engine.generation += 1  # before anything that could be interrupted: views of before are outdated
             self._engine.end_idle_views()
+
+    def has_committed(self) -> bool:
+        """Ask the file for its last transaction."""
+        return 0 < self._number <= self._engine.last_transaction()
 
     def close(self) -> None:
         """Undo everything, unless committed."""

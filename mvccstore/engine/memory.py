@@ -191,6 +191,10 @@ class MemoryEngine:
             raise StorageError(PATH, "opened read-only")
         return MemoryWriteTxn(self, self._current)
 
+    def is_current(self, diff: _Diff) -> bool:
+        """Say whether nothing was committed since a write transaction began on this."""
+        return self._current is diff
+
     def install(self, own: _Diff, begun_on: _Diff) -> None:
         """Commit a write transaction's changes. O(changes) x (1 + states that open views still need)."""
         if self._is_closed:
@@ -400,6 +404,10 @@ class MemoryWriteTxn(MemoryReadTxn):
         """Make all of it visible at once. O(changes x log n); views that are open keep what they saw."""
         self._engine.install(self._diff, self._begun_on)
         self.close()
+
+    def has_committed(self) -> bool:
+        """Compare with what was there before."""
+        return not self._engine.is_current(self._begun_on)
 
     def _replace(self, position: int, key: bytes, value: bytes | None) -> None:
         diff = self._diff

@@ -10,7 +10,7 @@ I2. A pooled connection has no transaction open, or its next view would be an ol
     never be reset.
 I3. A view has its snapshot when `read` returns: `BEGIN` alone takes none, the first SELECT does.
 I4. After an error in a write transaction the writer has no transaction open either: SQLite rolls back by
-    itself after some errors and not after others, so `_failed` makes sure.
+    itself after some errors and not after others, so `SqliteWriteTxn` makes sure.
 I5. No descriptor of the database file is ever opened and closed here but by SQLite: closing one drops the
     POSIX locks that its connections in this process hold on the file. (There are none on the `-wal` file.)
 
@@ -35,23 +35,20 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from mvccstore.engine import EngineOptions, EngineSize
-from mvccstore.engine.disk import fsync_directory, fsync_file, is_full, translated
+from mvccstore.engine.disk import fsync_directory, fsync_file, translated
 from mvccstore.engine.lockfile import WriterLock
-from mvccstore.errors import (
-    ClosedError,
-    CorruptError,
-    FormatError,
-    LockedError,
-    StorageError,
-    StorageFullError,
-    StoreError,
+from mvccstore.engine.sqlite_txn import (
+    CREATE_ENTRIES,
+    SQL,
+    SqliteReadTxn,
+    SqliteWriteTxn,
+    roll_back,
+    translated_sqlite,
 )
-from mvccstore.tables import ENTRY_BYTES, Table
+from mvccstore.errors import ClosedError, FormatError, StorageError
 
 APPLICATION_ID = 0x6D766363  # "mvcc"; `file` and PRAGMA application_id show it
 SCHEMA_FORMAT = 1
@@ -63,70 +60,6 @@ STATEMENTS_MAX = 128
 BUSY_SECONDS = 10.0
 # A WAL that one huge transaction or one long view has blown up is cut back to this once it is reset.
 WAL_BYTES_KEPT = 67_108_864
-
-_LARGE_VALUES = frozenset({Table.LOG, Table.DROPS})
-
-
-class _TableSql(NamedTuple):
-    create: str
-    get: str
-    put: str
-    delete: str
-    length: str
-    page: dict[tuple[bool, bool], str]
-    """By (has an end, is reverse)."""
-
-
-def _table_sql(table: Table) -> _TableSql:
-    name = table.value
-    pages = {
-        (bounded, reverse): f"SELECT k, v FROM {name} WHERE k >= ? {'AND k < ?' if bounded else ''} "
-        f"ORDER BY k {'DESC' if reverse else 'ASC'} LIMIT ?"
-        for bounded in (False, True)
-        for reverse in (False, True)
-    }
-    return _TableSql(
-        create=f"CREATE TABLE {name} (k BLOB NOT NULL PRIMARY KEY, v BLOB NOT NULL)"
-        + ("" if table in _LARGE_VALUES else " WITHOUT ROWID"),
-        get=f"SELECT v FROM {name} WHERE k = ?",
-        put=f"INSERT INTO {name} VALUES (?, ?) ON CONFLICT (k) DO UPDATE SET v = excluded.v",
-        delete=f"DELETE FROM {name} WHERE k = ?",
-        length=f"SELECT count(*) FROM {name}",
-        page=pages,
-    )
-
-
-_SQL = {table: _table_sql(table) for table in Table}
-_CREATE_ENTRIES = "CREATE TABLE entries (k BLOB NOT NULL, e BLOB NOT NULL, PRIMARY KEY (k, e)) WITHOUT ROWID"
-_LENGTH_ENTRIES = "SELECT count(*) FROM entries"
-_ADD = "INSERT OR IGNORE INTO entries VALUES (?, ?)"
-_REMOVE = "DELETE FROM entries WHERE k = ? AND e = ?"
-_NEWEST = "SELECT e FROM entries WHERE k = ? ORDER BY e LIMIT 1"
-_NEWEST_AT = "SELECT e FROM entries WHERE k = ? AND e >= ? ORDER BY e LIMIT 1"
-_ENTRIES_UP = "SELECT e FROM entries WHERE k = ? AND e >= ? ORDER BY e LIMIT ?"
-_ENTRIES_DOWN = "SELECT e FROM entries WHERE k = ? AND e <= ? ORDER BY e DESC LIMIT ?"
-
-
-def _newest_page_sql(bounded: bool) -> str:
-    """Two searches for each key: one for the key after it, one for its entry; other versions are not visited.
-
-    SQLite runs the recursion as a coroutine, so the last LIMIT ends it.
-    """
-    below = "AND k < :end" if bounded else ""
-    return f"""
-        WITH RECURSIVE keys(key) AS (
-            SELECT * FROM (SELECT k FROM entries WHERE k >= :start {below} ORDER BY k LIMIT 1)
-            UNION ALL
-            SELECT (SELECT k FROM entries WHERE k > key {below} ORDER BY k LIMIT 1) FROM keys WHERE key IS NOT NULL
-        ),
-        found(key, entry) AS (
-            SELECT key, (SELECT e FROM entries WHERE k = key AND e >= :at ORDER BY e LIMIT 1) FROM keys
-        )
-        SELECT key, entry FROM found WHERE entry IS NOT NULL LIMIT :limit
-    """
-
-
-_NEWEST_PAGE = {bounded: _newest_page_sql(bounded) for bounded in (False, True)}
 
 
 class SqliteEngine:
@@ -177,7 +110,7 @@ class SqliteEngine:
             connection.execute("SELECT 1 FROM meta LIMIT 1").fetchone()  # I3
         except sqlite3.Error as error:
             connection.close()
-            raise _translated(self.path, error) from error
+            raise translated_sqlite(self.path, error) from error
         return SqliteReadTxn(self, connection)
 
     def write(self) -> SqliteWriteTxn:
@@ -187,11 +120,11 @@ class SqliteEngine:
         if self._writer is None:
             raise StorageError(self.path, _READ_ONLY)
         if self._writer.in_transaction:  # one that was interrupted as it began or ended
-            _roll_back(self._writer)
+            roll_back(self._writer)
         try:
             self._writer.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
-            raise _translated(self.path, error) from error
+            raise translated_sqlite(self.path, error) from error
         return SqliteWriteTxn(self, self._writer)
 
     def sync(self) -> None:
@@ -238,7 +171,7 @@ class SqliteEngine:
             partial.rename(path)
             fsync_directory(path)
         except sqlite3.Error as error:
-            raise _translated(path, error) from error
+            raise translated_sqlite(path, error) from error
         except OSError as error:
             raise translated(path, error) from error
         finally:
@@ -266,7 +199,7 @@ class SqliteEngine:
             finally:
                 self._writer.execute(f"PRAGMA busy_timeout = {round(BUSY_SECONDS * 1000)}")
         except sqlite3.Error as error:
-            raise _translated(self.path, error) from error
+            raise translated_sqlite(self.path, error) from error
 
     def problems(self) -> list[str]:
         """Let SQLite check the file's structure and say what is wrong. O(file)."""
@@ -366,7 +299,7 @@ class SqliteEngine:
             if connection is not None:
                 connection.close()
             if isinstance(error, sqlite3.Error):
-                raise _translated(self.path, error) from error
+                raise translated_sqlite(self.path, error) from error
             raise
         return connection
 
@@ -391,7 +324,7 @@ class SqliteEngine:
             if connection is not None:
                 connection.close()
             if isinstance(error, sqlite3.Error):
-                raise _translated(self.path, error) from error
+                raise translated_sqlite(self.path, error) from error
             raise
         return connection
 
@@ -407,189 +340,16 @@ class SqliteEngine:
         return True
 
 
-class SqliteReadTxn:
-    """A view of one committed state. See `mvccstore.tables.ReadTxn`."""
-
-    __slots__ = ("_connection", "_engine")
-
-    def __init__(self, engine: SqliteEngine, connection: sqlite3.Connection) -> None:
-        self._engine = engine
-        self._connection: sqlite3.Connection | None = connection
-
-    def get(self, table: Table, key: bytes, /) -> bytes | None:
-        """Return the value of `key`, or None. One statement, O(log n)."""
-        return self._first(_SQL[table].get, (key,))
-
-    def get_many(self, table: Table, keys: list[bytes], /) -> list[bytes | None]:
-        """Return the value of each key, in the order asked. One statement each: an IN list is hardly faster."""
-        sql = _SQL[table].get
-        return [self._first(sql, (key,)) for key in keys]
-
-    def page(
-        self, table: Table, start: bytes, end: bytes | None, limit: int, /, *, reverse: bool = False
-    ) -> list[tuple[bytes, bytes]]:
-        """Return up to `limit` records with start <= key < end. One statement, O(log n + limit)."""
-        sql = _SQL[table].page[end is not None, reverse]
-        return self._rows(sql, (start, limit) if end is None else (start, end, limit))
-
-    def newest(self, key: bytes, /) -> bytes | None:
-        """Return the first index entry of `key`, or None. One statement, O(log n)."""
-        return self._first(_NEWEST, (key,))
-
-    def newest_at(self, key: bytes, at: bytes, /) -> bytes | None:
-        """Return the first index entry of `key` that is >= `at`, or None. One statement, O(log n)."""
-        return self._first(_NEWEST_AT, (key, at))
-
-    def newest_page(self, start: bytes, end: bytes | None, at: bytes, limit: int, /) -> list[tuple[bytes, bytes]]:
-        """Return (key, first entry >= `at`) for up to `limit` keys. One statement, O(keys passed x log n)."""
-        parameters = {"start": start, "end": end, "at": at, "limit": limit}
-        return self._rows(_NEWEST_PAGE[end is not None], parameters)
-
-    def entries(self, key: bytes, start: bytes, limit: int, /, *, reverse: bool = False) -> list[bytes]:
-        """Return up to `limit` index entries of `key` from `start` on. One statement, O(log n + limit)."""
-        return [entry for (entry,) in self._rows(_ENTRIES_DOWN if reverse else _ENTRIES_UP, (key, start, limit))]
-
-    def length(self, table: Table | None, /) -> int:
-        """Return the number of records of a table, or of index entries for None.
-
-        SQLite keeps no counts, and counting ourselves would add a page to every commit. It counts page by
-        page, not row by row: measured, 1 to 4 ms for 100,000 records.
-        """
-        (row,) = self._rows(_LENGTH_ENTRIES if table is None else _SQL[table].length, ())
-        return int(row[0])
-
-    def pragma(self, name: str) -> int:
-        """Return one of the file's counters."""
-        (row,) = self._rows(f"PRAGMA {name}", ())
-        return int(row[0])
-
-    def close(self) -> None:
-        """Give the view up. One statement."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            self._engine.give_back(connection)
-
-    def _first(self, sql: str, parameters: tuple[bytes, ...]) -> bytes | None:
-        if self._connection is None:
-            raise ClosedError(_TXN)
-        try:
-            row: tuple[bytes] | None = self._connection.execute(sql, parameters).fetchone()
-        except sqlite3.Error as error:
-            raise self._failed(error) from error
-        return None if row is None else row[0]
-
-    def _rows(self, sql: str, parameters: tuple[bytes | int, ...] | dict[str, bytes | int | None]) -> list[Any]:
-        if self._connection is None:
-            raise ClosedError(_TXN)
-        try:
-            return self._connection.execute(sql, parameters).fetchall()
-        except sqlite3.Error as error:
-            raise self._failed(error) from error
-
-    def _failed(self, error: sqlite3.Error) -> StoreError:
-        return _translated(self._engine.path, error)
-
-
-class SqliteWriteTxn(SqliteReadTxn):
-    """The only writer. See `mvccstore.tables.WriteTxn`; it never raises `RetryWrite`.
-
-    Any error of SQLite's ends it: nothing of it happened, and the engine can be used on.
-    """
-
-    __slots__ = ()
-
-    def put(self, table: Table, key: bytes, value: bytes, /) -> None:
-        """Insert or replace one record. One statement, O(log n)."""
-        self._run(_SQL[table].put, (key, value))
-
-    def append(self, table: Table, key: bytes, value: bytes, /) -> None:
-        """Insert a record whose key is above every key of the table. As `put`."""
-        self._run(_SQL[table].put, (key, value))
-
-    def delete(self, table: Table, keys: list[bytes], /) -> None:
-        """Remove the records of `keys`; absent ones are passed over. O(keys x log n)."""
-        self._run_many(_SQL[table].delete, ((key,) for key in keys))
-
-    def add(self, key: bytes, entry: bytes, /) -> None:
-        """Add one entry to the index set of `key`. One statement, O(log n)."""
-        assert len(entry) == ENTRY_BYTES
-        self._run(_ADD, (key, entry))
-
-    def remove(self, key: bytes, entries: list[bytes], /) -> None:
-        """Remove entries from the index set of `key`; absent ones are passed over. O(entries x log n)."""
-        self._run_many(_REMOVE, ((key, entry) for entry in entries))
-
-    def commit(self) -> None:
-        """Make all of it visible at once. One fsync with `sync_commits`; now and then a checkpoint too."""
-        self._run("COMMIT", ())
-        self._connection = None
-
-    def close(self) -> None:
-        """Undo what was not committed."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            _roll_back(connection)
-
-    def _run(self, sql: str, parameters: tuple[bytes, ...]) -> None:
-        if self._connection is None:
-            raise ClosedError(_TXN)
-        try:
-            self._connection.execute(sql, parameters)
-        except sqlite3.Error as error:
-            raise self._failed(error) from error
-
-    def _run_many(self, sql: str, parameters: Iterable[tuple[bytes, ...]]) -> None:
-        if self._connection is None:
-            raise ClosedError(_TXN)
-        try:
-            self._connection.executemany(sql, parameters)
-        except sqlite3.Error as error:
-            raise self._failed(error) from error
-
-    def _failed(self, error: sqlite3.Error) -> StoreError:
-        self.close()  # I4
-        return super()._failed(error)
-
-
 _inherited: deque[sqlite3.Connection] = deque()
-_TXN = "transaction"
 _READ_ONLY = "opened read-only"
 
 
 def _create_schema(connection: sqlite3.Connection) -> None:
     """Make an empty database a store, in one transaction."""
     connection.execute("BEGIN IMMEDIATE")
-    for sql in _SQL.values():
+    for sql in SQL.values():
         connection.execute(sql.create)
-    connection.execute(_CREATE_ENTRIES)
+    connection.execute(CREATE_ENTRIES)
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version = {SCHEMA_FORMAT}")
     connection.execute("COMMIT")
-
-
-def _roll_back(connection: sqlite3.Connection) -> None:
-    # Failing to roll back changes nothing: the connection is closed, or the next BEGIN says what is wrong.
-    with contextlib.suppress(sqlite3.Error):
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-
-
-_REASONS: dict[int, Callable[[str, str], StoreError]] = {
-    sqlite3.SQLITE_FULL: StorageFullError,
-    sqlite3.SQLITE_CORRUPT: CorruptError,
-    sqlite3.SQLITE_NOTADB: FormatError,
-    # Someone at the file who does not know the writer lock, so we do not know who.
-    sqlite3.SQLITE_BUSY: lambda path, _: LockedError(path, "another program using SQLite"),
-}
-
-
-def _translated(path: str, error: sqlite3.Error) -> StoreError:
-    """Return our error for one of SQLite's."""
-    code = getattr(error, "sqlite_errorcode", None)
-    if code is None:  # not from SQLite but from its Python binding
-        closed = isinstance(error, sqlite3.ProgrammingError) and "closed" in str(error)
-        return ClosedError() if closed else StorageError(path, str(error))
-    # The -shm file is made larger when the WAL has grown; the disk being full is what stops that.
-    if code == sqlite3.SQLITE_IOERR_SHMSIZE or (code & 0xFF == sqlite3.SQLITE_IOERR and is_full(path)):
-        return StorageFullError(path, str(error))
-    return _REASONS.get(code & 0xFF, StorageError)(path, str(error))

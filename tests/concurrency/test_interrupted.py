@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 import mvccstore
 from mvccstore import Command, Op, Store
-from mvccstore import committer as committer_module
 from mvccstore.commit import Turn
 from mvccstore.engine import journal_txn
-from mvccstore.types import PutRequest
+from mvccstore.types import LeaseGrantRequest, PutRequest, WriteRequest
 from tests import journaled
 from tests.concurrency.interrupter import Interrupted, Interrupter
 
@@ -103,16 +102,24 @@ def test_thread_interrupted_at_any_instruction_leaves_the_store_to_the_others(
     assert not harmed, "\n".join(harmed)
 
 
+PUTS = tuple(PutRequest(key, b"") for key in BOTH)
+GRANTS = (LeaseGrantRequest(7, 60_000), LeaseGrantRequest(8, 60_000))
+
+
 @pytest.mark.parametrize("engine", [*ENGINES, journaled.NAME])
-def test_what_who_leads_has_committed_for_others_is_answered(tmp_path: Path, engine: str) -> None:
-    """What is not is written once more, by the next one that leads."""
+@pytest.mark.parametrize("requests", [PUTS, GRANTS], ids=["puts", "grants"])
+@pytest.mark.parametrize("where", ["committer.py", "engine"])
+def test_what_who_leads_has_committed_for_others_is_answered(
+    tmp_path: Path, engine: str, requests: Sequence[WriteRequest], where: str
+) -> None:
+    """What is not is written once more, by the next one that leads. A grant changes no revision."""
     before = sys.gettrace()
     for place in range(100_000):
         store = mvccstore.open(None if engine == "memory" else tmp_path / f"{place}", engine=engine, durability="os")
         committer = store._committer
-        turns = [Turn(Command(PutRequest(key, b""), 1)) for key in BOTH]
+        turns = [Turn(Command(request, 1)) for request in requests]
         committer.enter()
-        interrupter = Interrupter(place, str(Path(committer_module.__file__)))
+        interrupter = Interrupter(place, str(Path(PACKAGE, where)))
         sys.settrace(interrupter)
         try:
             committer._apply(turns)
@@ -121,8 +128,8 @@ def test_what_who_leads_has_committed_for_others_is_answered(tmp_path: Path, eng
         finally:
             sys.settrace(before)
         committer.leave()
-        answered = [turn.is_answered for turn in turns]
-        assert answered == [store.revision == 3] * 2, interrupter.where
+        is_done = len(store.leases()) == 2 if requests is GRANTS else store.revision == 3
+        assert [turn.is_answered for turn in turns] == [is_done] * 2, interrupter.where
         store.close()
         if interrupter.where is None:
             break

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from mvccstore.engine import EngineOptions
-from mvccstore.engine.sqlite import IDLE_READERS_MAX, SCHEMA_FORMAT, SqliteEngine, SqliteReadTxn, SqliteWriteTxn
+from mvccstore.engine.sqlite import IDLE_READERS_MAX, SCHEMA_FORMAT, SqliteEngine
+from mvccstore.engine.sqlite_txn import SqliteReadTxn, SqliteWriteTxn
 from mvccstore.errors import (
     ClosedError,
     CorruptError,
