@@ -269,6 +269,8 @@ def test_little_is_read_of_a_web_socket_that_waits_for_its_turn() -> None:
         wire.connection.data_received(pong * 100)
         assert not wire.is_reading
         await asyncio.sleep(0)
+        assert not wire.is_reading  # more than is carried out in a turn was there before
+        await asyncio.sleep(0)
         assert wire.is_reading
         wire.connection.data_received(b"\x81\x01a" + pong * 300)  # without a mask
         assert not wire.is_reading
@@ -277,6 +279,32 @@ def test_little_is_read_of_a_web_socket_that_waits_for_its_turn() -> None:
         assert wire.has_written_eof
         assert wire.is_reading  # for the end of what it sends
         assert wire.written.count(b"\x88") == 1
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("head", "tiny"),
+    [
+        (CHUNKED, b"1\r\n \r\n"),
+        (GET, GET),
+        (UPGRADE, b"\x81\x81" + bytes(4) + b" "),
+    ],
+    ids=["chunks", "pipelined", "frames"],
+)
+def test_who_sends_faster_than_is_carried_out_fills_its_socket_and_no_memory(head: bytes, tiny: bytes) -> None:
+    async def test() -> None:
+        limits = TransportLimits(http_turn_messages=1, http_turn_requests=1, http_pipelined_bytes_max=1_000)
+        wire = connected(Leases().handler(limits), limits)
+        wire.connection.data_received(head)
+        reads = 0
+        for _ in range(200):
+            if wire.is_reading:
+                reads += 1
+                wire.connection.data_received(tiny * 100)
+            await asyncio.sleep(0)
+        assert not wire.is_closed
+        assert 2 <= reads <= 10  # each turn one of the hundred goes
 
     run(test)
 

@@ -13,7 +13,8 @@ Invariants:
 * I2. No input raises out of `data_received`. What is no HTTP is answered with 400 or the status that says more, and
   ends the connection, as what follows could mean anything. So does a length that is given in two ways.
 * I3. What waits in memory is bounded: of a head, of the bytes behind a request, of a body nobody takes, and of
-  answers that are not read (`TransportLimits`). So is what is carried out in one turn of the loop.
+  answers that are not read (`TransportLimits`). So is what is carried out in one turn of the loop; what comes before
+  that is done waits in `_held`, not in the parser, and behind it in the client's socket.
 * I4. Nothing takes for ever but a stream: `look_after` ends what is slow. An exchange is a stream if its handler set
   `is_open_ended`.
 """
@@ -84,7 +85,7 @@ class Http1Connection(asyncio.Protocol):
         self._receiver: BodyReceiver | None = None
         self._out: list[bytes] = []
         self._held = bytearray()
-        """What came behind a request that is not answered yet."""
+        """What came behind a request that is not answered yet, or before a turn was done that was planned."""
         self._has_part_of_head = False
         self._is_reading_body = False
         self._has_request = False
@@ -214,8 +215,6 @@ class Http1Connection(asyncio.Protocol):
             return
         self._is_advancing = True
         requests = parts = 0
-        if self._held and not self._has_request:  # came when the rest of the turn was planned
-            self._feed(self._take_held())
         try:
             while self._transport is not None and not self._transport.is_closing() and not self._is_lingering:
                 if not self._has_request and self._h11.our_state is h11.MUST_CLOSE:
@@ -230,6 +229,9 @@ class Http1Connection(asyncio.Protocol):
                         self._plan()
                         break
                 event = self._h11.next_event()
+                if event is h11.NEED_DATA and self._held:  # I3: not before what is there is carried out
+                    self._feed(self._take_held())
+                    continue
                 if not self._take(event):
                     break
                 parts += isinstance(event, h11.Data)
@@ -328,10 +330,7 @@ class Http1Connection(asyncio.Protocol):
         self._h11.start_next_cycle()
         self._has_request = self._is_head = False
         self._since = self._loop.time()
-        held = self._take_held()
-        if held:
-            self._h11.receive_data(held)
-        # More of the next head may wait in the parser than here; if nothing does, this ends with its first byte.
+        # If nothing of the next head waits in the parser, this ends with its first byte.
         self._has_part_of_head = bool(self._h11.trailing_data[0])
         return True
 

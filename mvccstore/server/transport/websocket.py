@@ -13,7 +13,8 @@ Invariants:
 * I2. No input raises out of `data_received`. What is no frame is answered with a close that says why, and ends the
   connection, as what follows could mean anything.
 * I3. What waits in memory is bounded: of a message, and of answers that are not read. While the client does not read,
-  nothing is read from it. So is what is carried out in one turn of the loop; the rest waits for the next.
+  nothing is read from it. So is what is carried out in one turn of the loop; the rest waits for the next, and what comes
+  meanwhile waits in `_held`, not in the parser, and behind it in the client's socket.
 * I4. Nothing takes for ever but a stream, and that not if the client is silent and does not answer a ping.
 """
 
@@ -199,27 +200,35 @@ class WebSocketConnection(asyncio.Protocol):
         left = self._limits.http_turn_messages
         try:
             self._frames.receive_data(data)
-            for event in self._frames.events():
-                self._take(event)
-                if self._is_deaf:
-                    break
-                left -= 1
-                if not left:
-                    self._is_planned = True
-                    self._loop.call_soon(self._go_on)
+            while not self._is_deaf and left:
+                event = next(self._frames.events(), None)
+                if event is not None:
+                    self._take(event)
+                    left -= 1
+                elif self._held:
+                    self._frames.receive_data(self._take_held())  # I3: not before what is there is carried out
+                else:
                     break
         except ProtocolError as error:
             self._break_off(CloseReason.POLICY_VIOLATION, error.reason)
         except Exception:  # noqa: BLE001 - ends this connection, and no other
             self._fail()
+        if self._is_deaf:
+            self._take_held()
+        elif not left:
+            self._is_planned = True
+            self._loop.call_soon(self._go_on)
 
     def _go_on(self) -> None:
         self._is_planned = False
+        if self._transport is not None and not self._is_deaf:
+            self._advance(b"")
+
+    def _take_held(self) -> bytes:
         held = bytes(self._held)
         self._held.clear()
         self._set_reading()
-        if self._transport is not None and not self._is_deaf:
-            self._advance(held)
+        return held
 
     def eof_received(self) -> bool:
         """The client has gone without a word."""
