@@ -32,7 +32,7 @@ def _split(parts: list[bytes]) -> tuple[list[bytes], bytes | str]:
     found: list[bytes] = []
     try:
         for part in parts:
-            found += splitter.feed(part)
+            found += filter(None, splitter.feed(part))
     except ValueError as error:
         return found, str(error)
     return found, splitter.rest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from base64 import b64encode
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -11,8 +12,10 @@ from typing import Any
 import pytest
 
 from mvccstore.server import ServerOptions, serve
+from mvccstore.server.gateway.call import INLINE_BYTES
 from mvccstore.server.gateway.gateway import Gateway
 from mvccstore.server.gateway.splitter import JsonSplitter
+from mvccstore.server.gateway.upgrade import FirstObject
 from mvccstore.server.messages import rpc
 from mvccstore.server.transport.call import WRITABLE_BYTES, Call, Method, Peer, Router
 from mvccstore.server.transport.dates import Dates
@@ -23,6 +26,7 @@ from mvccstore.server.transport.page_stream import Pages
 from mvccstore.server.transport.status import Code, RpcError
 from tests.wire.http1_kit import Wire
 from tests.wire.http2_kit import DATA, END_HEADERS, END_STREAM, HEADERS, Session, literal_block, pack
+from tests.wire.watch_kit import until
 from tests.wire.websocket_kit import Socket
 
 TURN = 8
@@ -355,6 +359,98 @@ def test_a_call_that_ends_takes_what_waits_along(how: str, is_socket: bool) -> N
             assert wire.is_reading
 
     run(test)
+
+
+LARGE = b'{"ID":%d,"x":"' + b"x" * INLINE_BYTES + b'"}'
+MARKS = b'{"ID":0,"x":[' + b'{"":""},' * 50_000 + b"0]}"
+
+
+@pytest.mark.parametrize("is_socket", [True, False])
+def test_a_large_message_is_decoded_beside_the_loop(is_socket: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And those behind it keep their places."""
+    threads: list[str] = []
+
+    def decode(body: bytes) -> Any:
+        threads.append(threading.current_thread().name)
+        return rpc.LeaseKeepAliveRequest.FromString(body)
+
+    async def test() -> None:
+        leases = Leases()
+        method = Method(KEEP_ALIVE, decode, stream_handler=leases.open)
+        wire = connected(Gateway(Router({KEEP_ALIVE: method}), TransportLimits()).serve, TransportLimits())
+        sent = objects(0, 1) + LARGE % 1 + objects(2, 3) + LARGE % 3 + objects(4, 5)
+        wire.connection.data_received(UPGRADE + frames(sent) if is_socket else POST % len(sent) + sent)
+        assert leases.seen == [0]
+        await until(lambda: len(leases.seen) == 5)
+        await asyncio.sleep(0)
+        assert leases.seen == [0, 1, 2, 3, 4]
+        assert leases.ended == (not is_socket)
+
+    run(test)
+    mine = threading.current_thread().name
+    assert [name == mine for name in threads] == [True, False, True, False, True]
+
+
+@pytest.mark.parametrize("how", ["wrong", "lost"])
+def test_a_call_ends_while_a_large_message_of_it_is_decoded(how: str) -> None:
+    async def test() -> None:
+        leases = Leases()
+        wire = connected(leases.handler(TransportLimits()), TransportLimits())
+        sent = LARGE.replace(b"%d", b"[]" if how == "wrong" else b"1") + objects(2, 3)
+        wire.connection.data_received(POST % 100_000 + sent)
+        if how == "lost":
+            wire.close()
+        await until(lambda: bool(leases.cancelled))
+        await asyncio.get_running_loop().shutdown_default_executor()
+        await asyncio.sleep(0)
+        assert (leases.seen, leases.cancelled) == ([], 1)
+        assert how == "lost" or b"400 Bad Request" in wire.written
+
+    run(test)
+
+
+def test_a_message_of_many_marks_leaves_turns_to_others() -> None:
+    """Also one that comes at once, over a WebSocket."""
+
+    async def test() -> None:
+        leases = Leases()
+        wire = connected(leases.handler(TransportLimits()), TransportLimits())
+        wire.connection.data_received(UPGRADE)
+        wire.connection.data_received(b"\x81\xff" + len(MARKS).to_bytes(8) + bytes(4) + MARKS)
+        assert await until(lambda: leases.seen == [0]) > MARKS.count(b'"') // 4_096
+
+    run(test)
+
+
+def test_the_end_of_a_first_object_of_many_marks_is_looked_for_in_turns() -> None:
+    async def test() -> None:
+        body = _Body()
+        first = FirstObject(body)
+        first.data(b" ")
+        first.data(MARKS[:100_000])
+        first.data(MARKS[100_000:] + b"{")
+        assert await until(lambda: body.has_ended) > MARKS.count(b'"') // 4_096
+        first.data(b"}")
+        assert body.taken == b" " + MARKS + b"{"
+        body = _Body()
+        FirstObject(body).data(b"[")
+        assert body.has_ended
+
+    run(test)
+
+
+class _Body:
+    def __init__(self) -> None:
+        self.taken = b""
+        self.has_ended = False
+        self.pending_bytes = 0
+
+    def data(self, data: bytes, /) -> None:
+        self.taken += data
+
+    def end(self) -> None:
+        assert not self.has_ended
+        self.has_ended = True
 
 
 @pytest.mark.parametrize("is_end", [True, False])

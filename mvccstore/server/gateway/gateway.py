@@ -124,7 +124,8 @@ class _StreamBody:
     """Takes the body of a call with any number of requests.
 
     Of those `http_turn_messages` are carried out, and the next ones in another turn of the loop: a body of 256 KiB may
-    have a hundred thousand. Until then no more is read than has to be.
+    have a hundred thousand. A large one is decoded by a thread, and those behind it wait. Until then no more is read than
+    has to be.
     """
 
     def __init__(
@@ -139,13 +140,14 @@ class _StreamBody:
         self._left = limits.http_turn_messages
         """How many are carried out before the next turn."""
         self._is_waiting = False
-        """Whether that turn is planned."""
+        """Whether that turn is planned, or comes when a request is decoded."""
+        self._decoding_bytes = 0
         self._has_ended = False
 
     @property
     def pending_bytes(self) -> int:
         """What has come of a request that is not complete, and of those that wait."""
-        return self._splitter.pending_bytes
+        return self._splitter.pending_bytes + self._decoding_bytes
 
     def data(self, data: bytes) -> None:
         """Pass on the requests that are complete."""
@@ -160,11 +162,15 @@ class _StreamBody:
     def _pass_on(self, requests: Iterator[bytes]) -> None:
         try:
             for text in requests:
-                self._receiver.message(_decode(self._call, self._types, text, self._limits))
-                self._left -= 1
+                if len(text) > INLINE_BYTES:
+                    self._decode_beside(text)
+                    return
+                if text:
+                    self._receiver.message(self._request(text))
+                    self._left -= 1
                 if self._call.is_done:
                     return
-                if not self._left:
+                if not text or not self._left:
                     self._is_waiting = True
                     self._exchange.set_behind(is_behind=self._splitter.pending_bytes > 0)
                     self._call.in_next_turn(self._go_on)
@@ -175,6 +181,27 @@ class _StreamBody:
             self._call.break_off(RpcError(Code.INVALID_ARGUMENT, str(error)))
         except Exception as error:  # noqa: BLE001 - ends the call
             self._call.break_off(error)
+
+    def _decode_beside(self, text: bytes) -> None:
+        self._is_waiting = True
+        self._decoding_bytes = len(text)
+        self._exchange.set_behind(is_behind=True)
+        asyncio.get_running_loop().run_in_executor(None, self._request, text).add_done_callback(self._take)
+
+    def _take(self, future: asyncio.Future[Any]) -> None:
+        if future.cancelled():
+            return
+        self._decoding_bytes = 0
+        future.exception()  # seen, so not logged, if nobody waits any more
+        if not self._call.is_done:
+            try:
+                self._receiver.message(future.result())
+            except Exception as error:  # noqa: BLE001 - ends the call
+                self._call.break_off(error)
+        self._call.in_next_turn(self._go_on)
+
+    def _request(self, text: bytes) -> Any:
+        return _decode(self._call, self._types, text, self._limits)
 
     def end(self) -> None:
         """Tell the service that no more requests come."""

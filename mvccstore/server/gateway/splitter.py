@@ -8,6 +8,8 @@ from collections.abc import Iterator
 _OUTSIDE = re.compile(rb'[{}"]')
 _INSIDE = re.compile(rb'["\\]')
 _NOT_SPACE = re.compile(rb"[^ \t\n\r]")
+_MARKS_A_STEP = 4_096
+"""Of braces, quotes and escapes that are looked at, before others have their turn: a millisecond or two."""
 
 
 class JsonSplitter:
@@ -42,7 +44,8 @@ class JsonSplitter:
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Take more bytes; return an iterator over the objects that are complete now.
 
-        It may be left: those that it has not yielded are the next one's, though nothing more is fed.
+        It may be left: those that it has not yielded are the next one's, though nothing more is fed. Where it has looked
+        at so much that others should have their turn, it yields `b""`.
 
         Raises:
             ValueError: By the iterator: something else than an object begins.
@@ -52,7 +55,12 @@ class JsonSplitter:
 
     def _objects(self) -> Iterator[bytes]:
         pending = self._pending
+        left = _MARKS_A_STEP
         while True:
+            if not left:
+                left = _MARKS_A_STEP
+                yield b""
+            left -= 1
             if not self._depth and not self._skip_space():
                 return
             match = (_INSIDE if self._is_in_string else _OUTSIDE).search(pending, self._at)

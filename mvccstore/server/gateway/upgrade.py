@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
+
 from mvccstore.server.gateway.splitter import JsonSplitter
 from mvccstore.server.transport.call import Metadata
 from mvccstore.server.transport.exchange import BodyReceiver
@@ -57,6 +60,8 @@ class FirstObject:
         self._body = body
         self._splitter = JsonSplitter()
         self._is_complete = False
+        self._is_looking = False
+        """Whether it is looked on in the next turn of the loop."""
 
     @property
     def pending_bytes(self) -> int:
@@ -67,12 +72,21 @@ class FirstObject:
         """Take the next message."""
         if self._is_complete:
             return
-        try:
-            self._is_complete = next(self._splitter.feed(data), None) is not None
-        except ValueError:
-            self._is_complete = True  # for the body to say what is wrong
         self._body.data(data)
-        if self._is_complete:
+        objects = self._splitter.feed(data)
+        if not self._is_looking:
+            self._look(objects)
+
+    def _look(self, objects: Iterator[bytes]) -> None:
+        try:
+            found = next(objects, None)
+        except ValueError:
+            found = b"{"  # for the body to say what is wrong
+        self._is_looking = found == b""
+        if self._is_looking:
+            asyncio.get_running_loop().call_soon(self._look, objects)
+        elif found is not None:
+            self._is_complete = True
             self._body.end()
 
     def end(self) -> None:
