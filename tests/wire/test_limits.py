@@ -728,6 +728,13 @@ def watches_max(client: Client, _patch: pytest.MonkeyPatch) -> str:
 
 
 @served
+def json_values_max(client: Client, patch: pytest.MonkeyPatch) -> str:
+    patch.setattr(json, "VALUES_MAX", 3)
+    assert client.post("/v3/kv/range", {"key": "YQ==", "x": [1, 2]}).status == 200
+    return f"HTTP {client.post('/v3/kv/range', {'key': 'YQ==', 'x': [1, 2, 3]}).status}"
+
+
+@served
 def progress_asked_max(client: Client, patch: pytest.MonkeyPatch) -> str:
     patch.setattr(watch_stream, "ASKED_MAX", 0)
     stream = client.stream(WATCH, [rpc.WatchRequest(create_request=rpc.WatchCreateRequest(key=b"k"))])
@@ -891,6 +898,7 @@ CONSTANTS: dict[str, float] = {
     "keep_alives_waiting_max": lease.WAITING_MAX,
     "progress_asked_max": watch_stream.ASKED_MAX,
     "json_depth_max": json.DEPTH_MAX,
+    "json_values_max": json.VALUES_MAX,
     "http_body_bytes_max": TransportLimits().http_body_bytes_max,
     "quota_bytes": ServerOptions().quota_bytes,
 }

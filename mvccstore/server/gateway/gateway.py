@@ -240,7 +240,7 @@ def _decode(call: GatewayCall, types: MethodType, text: bytes, limits: Transport
         message = next(many_from_json(types.request, text), None)
         encoded = b"" if message is None else message.SerializeToString()
     except JsonError as error:
-        raise RpcError(Code.INVALID_ARGUMENT, str(error), "json_depth_max" if error.is_too_deep else None) from error
+        raise RpcError(Code.INVALID_ARGUMENT, str(error), error.limit) from error
     if len(encoded) > limits.message_bytes_max:
         raise _too_large(limits.message_bytes_max, len(encoded))
     try:
