@@ -50,6 +50,8 @@ _INDEX_SLACK = 2 * REFUSED_ABOVE
 """How far ahead the index is noted. It is noted anew after half as many commands, and no more than the other half can
 be answered before that is on disk."""
 
+_TXN_OPS_FACTOR = 64
+
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
@@ -63,6 +65,11 @@ class RequestLimits:
     """The most leases; no flag of etcd's, as for the next one."""
     watches_max: int = 1_000_000
     """The most watches of all clients."""
+
+    @property
+    def txn_ops_all_max(self) -> int:
+        """The most compares and operations of a txn together with its nested ones, in whichever branch."""
+        return _TXN_OPS_FACTOR * self.max_txn_ops
 
     @property
     def lease_ttl_min(self) -> int:

@@ -703,6 +703,15 @@ def max_txn_ops(client: Client, _patch: pytest.MonkeyPatch) -> str:
 
 
 @served
+def txn_ops_all_max(client: Client, patch: pytest.MonkeyPatch) -> str:
+    patch.setattr(node, "_TXN_OPS_FACTOR", 3)  # 6 in all
+    leaf = rpc.RequestOp(request_range=rpc.RangeRequest(key=b"k"))
+    nested = rpc.RequestOp(request_txn=rpc.TxnRequest(success=[leaf], failure=[leaf]))
+    client.unary(TXN, rpc.TxnRequest(success=[nested], failure=[nested]))
+    return refused(client, TXN, rpc.TxnRequest(success=[nested], failure=[nested, leaf]))
+
+
+@served
 def leases_max(client: Client, _patch: pytest.MonkeyPatch) -> str:
     granted = [client.unary(GRANT, rpc.LeaseGrantRequest(TTL=60)).ID for _ in range(3)]
     saw = refused(client, GRANT, rpc.LeaseGrantRequest(TTL=60))
@@ -897,6 +906,7 @@ CONSTANTS: dict[str, float] = {
     "passwords_waiting_max": passwords.WAITING_MAX,
     "keep_alives_waiting_max": lease.WAITING_MAX,
     "progress_asked_max": watch_stream.ASKED_MAX,
+    "txn_ops_all_max": RequestLimits().txn_ops_all_max,
     "json_depth_max": json.DEPTH_MAX,
     "json_values_max": json.VALUES_MAX,
     "http_body_bytes_max": TransportLimits().http_body_bytes_max,

@@ -31,6 +31,7 @@ from mvccstore.server.messages import rpc
 from mvccstore.server.messages.fast import put_response, range_response
 from mvccstore.server.node import Node
 from mvccstore.server.services.translation import (
+    check_operations,
     delete_request,
     fill_delete,
     fill_txn,
@@ -324,6 +325,7 @@ class KV:
         if gate.is_changing:
             gate.defer(call, lambda: self.txn(call, message))
             return
+        check_operations(message, node.limits.txn_ops_all_max)
         cost = self._cost(message)
         node.alarms.admit(cost)
         request = txn_request(message, node.limits.max_txn_ops)

@@ -110,6 +110,25 @@ def delete_request(message: rpc.DeleteRangeRequest) -> DeleteRequest:
     return DeleteRequest(keys_of(message.key, message.range_end), message.prev_kv)
 
 
+def check_operations(message: rpc.TxnRequest, left: int) -> int:
+    """Look how many compares and operations a txn has, nested ones included; return how many more there may be.
+
+    Raises:
+        RpcError: More than `left`. etcd has no such limit: where a txn may have 128 of each, its nested ones may have
+            a hundred thousand, a request of 1.5 MB.
+
+    Cost: O(operations of txns that may be there), so this comes before all that looks at each.
+    """
+    left -= len(message.compare) + len(message.success) + len(message.failure)
+    if left < 0:
+        raise Refusal.TOO_MANY_OPS.error(limit="txn_ops_all_max")
+    for branch in (message.success, message.failure):
+        for operation in branch:
+            if operation.HasField("request_txn"):
+                left = check_operations(operation.request_txn, left)
+    return left
+
+
 def txn_request(message: rpc.TxnRequest, ops_max: int) -> TxnRequest:
     """Translate a txn, nested ones included.
 
