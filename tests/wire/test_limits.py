@@ -737,6 +737,18 @@ def watches_max(client: Client, _patch: pytest.MonkeyPatch) -> str:
 
 
 @served
+def watch_filters_max(client: Client, _patch: pytest.MonkeyPatch) -> str:
+    def create(count: int) -> Any:
+        return rpc.WatchRequest(create_request=rpc.WatchCreateRequest(key=b"k", filters=[0] * count))
+
+    stream = client.stream(WATCH, [create(watch_stream.FILTERS_MAX), create(watch_stream.FILTERS_MAX + 1)])
+    assert not stream.receive().canceled
+    answer = stream.receive()
+    assert (answer.created, answer.canceled, answer.cancel_reason) == (True, True, "mvcc: too many filters")
+    return "canceled"
+
+
+@served
 def json_values_max(client: Client, patch: pytest.MonkeyPatch) -> str:
     patch.setattr(json, "VALUES_MAX", 3)
     assert client.post("/v3/kv/range", {"key": "YQ==", "x": [1, 2]}).status == 200
@@ -905,6 +917,7 @@ CONSTANTS: dict[str, float] = {
     "under_way_bytes_max": UNDER_WAY_BYTES_MAX,
     "passwords_waiting_max": passwords.WAITING_MAX,
     "keep_alives_waiting_max": lease.WAITING_MAX,
+    "watch_filters_max": watch_stream.FILTERS_MAX,
     "progress_asked_max": watch_stream.ASKED_MAX,
     "txn_ops_all_max": RequestLimits().txn_ops_all_max,
     "json_depth_max": json.DEPTH_MAX,

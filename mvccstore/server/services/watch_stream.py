@@ -31,7 +31,10 @@ _FILTERS: dict[int, WatchFilter] = {0: "noput", 1: "nodelete"}
 ASKED_MAX = 100
 """Of requests for progress that cannot be answered at once; more are not answered, which etcd may do with any."""
 TRIES_MAX = 100
+FILTERS_MAX = 1_000
+"""Of one watch; there are two."""
 _EMPTY_RANGE = "mvcc: watcher range is empty"
+_TOO_MANY_FILTERS = "mvcc: too many filters"
 _DUPLICATE_ID = "mvcc: duplicate watch ID provided on the WatchStream"
 
 
@@ -115,6 +118,9 @@ class WatchStream(Work):
             if self._hall.number >= self._node.limits.watches_max:
                 self.call.router.cuts.note("watches_max")
                 raise _Refused(Refusal.TOO_MANY_REQUESTS.value[1])
+            if len(request.filters) > FILTERS_MAX:
+                self.call.router.cuts.note("watch_filters_max")
+                raise _Refused(_TOO_MANY_FILTERS)
             self._check_permission(key, range_end)
             keys = _keys(key, range_end)
             watch_id = self._choose_id(request.watch_id)
