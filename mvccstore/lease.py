@@ -24,7 +24,7 @@ from typing import Self
 from mvccstore.clock import Clock
 from mvccstore.errors import ClosedError, LeaseExistsError, LeaseNotFoundError
 from mvccstore.mvcc.lease import granted
-from mvccstore.mvcc.lease_table import LeaseTable
+from mvccstore.mvcc.lease_table import LeaseTable, in_order
 from mvccstore.tables import ReadTxn
 from mvccstore.types import DeleteResult, LeaseGrantRequest, LeaseRevokeRequest, Result, WriteRequest
 
@@ -246,7 +246,8 @@ class Leases:
     def ids(self) -> list[int]:
         """Return all leases, the one that ends first at the head."""
         with self._mutex:
-            return [lease_id for lease_id in self._table.ids() if lease_id not in self._ending]
+            ends, ending = self._table.ends(), set(self._ending)
+        return [lease_id for lease_id in in_order(ends) if lease_id not in ending]  # nobody waits for that
 
     def next_in(self) -> float | None:
         """Return the seconds until the first lease ends; None if there is none."""

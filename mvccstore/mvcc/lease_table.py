@@ -14,9 +14,12 @@ so keeping a lease alive is one step, which a thread cannot be interrupted in th
 
 from __future__ import annotations
 
-from heapq import heapify, heappop, heappush, heapreplace
+from collections.abc import Mapping
+from heapq import heapify, heappop, heappush, heapreplace, merge
+from itertools import islice
 
 _SPARE_ENTRIES = 64
+_RUN_LEASES = 10_000
 
 
 class LeaseTable:
@@ -100,13 +103,29 @@ class LeaseTable:
 
     def ids(self) -> list[int]:
         """Return all leases, in the order in which they end."""
-        return sorted(self._leases, key=lambda lease_id: (self._leases[lease_id][1], lease_id))
+        return in_order(self._leases)
+
+    def ends(self) -> dict[int, tuple[int, int]]:
+        """Return a copy of what there is, for `in_order`: that takes long, and a copy does not."""
+        return self._leases.copy()
 
     def _tidy(self) -> None:
         if len(self._heap) > 2 * len(self._leases) + _SPARE_ENTRIES:  # I2
             heap = [(end_us, lease_id) for lease_id, (_, end_us) in self._leases.items()]
             heapify(heap)
             self._heap = heap
+
+
+def in_order(ends: Mapping[int, tuple[int, int]]) -> list[int]:
+    """Return leases in the order in which they end.
+
+    Cost: a microsecond or two a lease. Other threads run in between: a million sorted at once keep them off for a second.
+    """
+    pairs = ((end_us, lease_id) for lease_id, (_, end_us) in ends.items())
+    runs: list[list[tuple[int, int]]] = []
+    while run := sorted(islice(pairs, _RUN_LEASES)):
+        runs.append(run)
+    return [lease_id for _, lease_id in merge(*runs)]
 
 
 def _us(seconds: float) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvccstore.mvcc.lease_table import LeaseTable
+from mvccstore.mvcc import lease_table
+from mvccstore.mvcc.lease_table import LeaseTable, in_order
 
 steps = st.lists(
     st.tuples(
@@ -41,9 +44,9 @@ def test_table_says_what_a_dict_of_ends_does(steps: list[tuple[str, int, int]]) 
         if step == "look":  # seldom, as it tidies up
             first = min((end for _, end in leases.values()), default=None)
             assert table.next_end() == (None if first is None else first / 1000)
-        in_order = sorted(leases, key=lambda lease_id: (leases[lease_id][1], lease_id))
-        assert table.ids() == in_order
-        assert table.due(now_ms / 1000) == [other for other in in_order if leases[other][1] <= now_ms]
+        ordered = sorted(leases, key=lambda lease_id: (leases[lease_id][1], lease_id))
+        assert table.ids() == ordered
+        assert table.due(now_ms / 1000) == [other for other in ordered if leases[other][1] <= now_ms]
         assert len(table) == len(leases)
         assert (lease_id in table) == (lease_id in leases)
         assert table.ttl_ms(lease_id) == leases.get(lease_id, (None, 0))[0]
@@ -72,3 +75,10 @@ def test_heap_does_not_grow_with_leases_that_come_and_go() -> None:
         table.set_left(7, 1, 1)
         check(table)
     assert (table.next_end(), len(table)) == (2, 1)
+
+
+@given(st.lists(st.integers(0, 5), max_size=30))
+def test_leases_are_in_order_however_many_are_sorted_at_once(ends: list[int]) -> None:
+    leases = {lease_id: (0, end) for lease_id, end in enumerate(ends)}
+    with mock.patch.object(lease_table, "_RUN_LEASES", 4):
+        assert in_order(leases) == sorted(leases, key=lambda lease_id: (ends[lease_id], lease_id))

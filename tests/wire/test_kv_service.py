@@ -19,6 +19,7 @@ from mvccstore.server import Serving, serve
 from mvccstore.server.messages import rpc
 from mvccstore.server.services import kv as kv_service
 from mvccstore.server.transport.frames import PREFACE
+from mvccstore.types import LeaseGrantRequest
 from tests.wire.client import Client, Endpoint, RpcFailure, StreamEnd
 from tests.wire.http2_kit import DATA, END_STREAM, HEADERS, LARGE, settings, unary, window
 from tests.wire.requests import compact, get, put
@@ -246,6 +247,25 @@ def test_what_goes_over_few_rows_needs_no_thread(store: Store, client: Client, o
     fill(store, 64)
     with mock.patch.object(kv_service.KV, "_find_encoded", side_effect=AssertionError):
         assert client.unary(RANGE, everything(**options)).count == 64
+
+
+@pytest.mark.parametrize(("leases", "is_beside"), [(1_000, False), (1_001, True)])
+def test_many_leases_are_listed_beside_the_loop(store: Store, client: Client, leases: int, is_beside: bool) -> None:
+    threads: list[int] = []
+    listed = Store.leases
+
+    def noted(self: Store) -> Any:
+        threads.append(threading.get_ident())
+        return listed(self)
+
+    with mock.patch.object(Store, "leases", noted):
+        client.unary("/etcdserverpb.Lease/LeaseLeases", rpc.LeaseLeasesRequest())  # none, on the loop
+        store.submit_many([LeaseGrantRequest(lease_id, 60_000 + lease_id % 7) for lease_id in range(1, leases + 1)])
+        answer = client.unary("/etcdserverpb.Lease/LeaseLeases", rpc.LeaseLeasesRequest())
+    found = [lease.ID for lease in answer.leases]
+    assert found == [lease.id for lease in store.leases()]
+    assert (len(found), answer.header.revision) == (leases, store.revision)
+    assert (threads[0] != threads[1]) == is_beside
 
 
 # Large ranges

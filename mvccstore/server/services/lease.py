@@ -19,6 +19,10 @@ from mvccstore.server.transport.call import Call, Method
 from mvccstore.types import DeleteResult, LeaseGrantRequest, LeaseRevokeRequest, Result
 
 _GRANT_COST_BYTES = 64
+_SMALL_LEASES = 1_000
+"""No more are listed on the loop: a million take seconds."""
+_LISTED_COST = 500
+"""What a list of more counts for among the work of a connection, as a large range."""
 WAITING_MAX = 1_000
 """Of requests of one stream to keep leases alive whose keys are looked at first; one more ends the stream."""
 
@@ -126,23 +130,26 @@ class LeaseService:
         """List the leases, the one that ends first at the head."""
         gate = self._node.auth
         caller = gate.check_user(call)
-        found = [lease.id for lease in self._store.leases()]
+        found: list[int] = []
         check = gate.lease_check(caller, found, READ)
-        if check is None:
-            return self._listed(found)
-        call.run(self._listed_beside(found, check, gate.accounts.revision))
+        if check is None and self._store.stats().leases <= _SMALL_LEASES:
+            return self._node.header() + self._listed(found, None)
+        call.run(self._listed_beside(found, check, 0 if check is None else gate.accounts.revision), _LISTED_COST)
         return None
 
-    async def _listed_beside(self, found: list[int], check: Check, judged_at: int) -> bytes:
-        await asyncio.get_running_loop().run_in_executor(None, check)
+    async def _listed_beside(self, found: list[int], check: Check | None, judged_at: int) -> bytes:
+        listed = await asyncio.get_running_loop().run_in_executor(None, self._listed, found, check)
         self._node.auth.check_unchanged(judged_at)
-        return self._listed(found)
+        return self._node.header() + listed
 
-    def _listed(self, found: list[int]) -> bytes:
+    def _listed(self, found: list[int], check: Check | None) -> bytes:
+        found += (lease.id for lease in self._store.leases())
+        if check is not None:
+            check()
         response = rpc.LeaseLeasesResponse()
         for lease_id in found:
             response.leases.add().ID = lease_id
-        return self._node.header() + response.SerializeToString()
+        return response.SerializeToString()
 
 
 class KeepAlive:
