@@ -147,7 +147,7 @@ class Node:
         """Have a request of a call carried out, and answer it with what `then` makes of the result.
 
         The call's handler returns None after this. If `then` returns None, it has seen to the answer itself. `check`,
-        which may raise, is called right before, with no other write in between. `size_bytes` is that of what is written.
+        which may raise, is called right before, with no other write in between. `size_bytes` is about what the request holds.
         """
         self.check_under_way()
         self._bytes_under_way += size_bytes

@@ -79,6 +79,8 @@ _SMALL_BYTES: Final = 64 << 10
 """A range of no more is looked through on the loop; rows of no more, which a write has found, are encoded on it."""
 _ROW_BYTES: Final = 128
 """What a row counts for beside key and value: to encode one takes as long as to copy some kilobytes."""
+_OPERATION_BYTES: Final = 512
+"""What an operation of a txn takes in memory, beside what is in it."""
 _ID_BITS = 48
 
 
@@ -303,7 +305,8 @@ class KV:
         self._node.alarms.check_write()
         if gate.is_enabled:
             gate.check_delete(caller, message)
-        self._node.submit(call, request, partial(self._delete_answer, call))
+        size = len(message.key) + len(message.range_end)
+        self._node.submit(call, request, partial(self._delete_answer, call), size_bytes=size)
 
     def _delete_answer(self, call: Call, result: Result) -> bytes | None:
         assert isinstance(result, DeleteResult)
@@ -325,7 +328,8 @@ class KV:
         if gate.is_changing:
             gate.defer(call, lambda: self.txn(call, message))
             return
-        check_operations(message, node.limits.txn_ops_all_max)
+        most = node.limits.txn_ops_all_max
+        operations = most - check_operations(message, most)
         cost = self._cost(message)
         node.alarms.admit(cost)
         request = txn_request(message, node.limits.max_txn_ops)
@@ -337,7 +341,8 @@ class KV:
         check = gate.check_txn(caller, message) if gate.is_enabled else None
         if is_read_only:
             gate.check_current(caller)
-        node.submit(call, request, partial(self._txn_answer, call, request), check, cost)
+        size = message.ByteSize() + operations * _OPERATION_BYTES
+        node.submit(call, request, partial(self._txn_answer, call, request), check, size)
 
     def _txn_answer(self, call: Call, request: TxnRequest, result: Result) -> bytes | None:
         assert isinstance(result, TxnResult)
