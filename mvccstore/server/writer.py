@@ -268,6 +268,7 @@ class Writer:
                 self._complete(work)
             else:
                 self._carry_out(work)
+            del work  # not for as long as nothing comes
             self._tell()
 
     def _carry_out(self, jobs: list[_Job]) -> None:
@@ -373,6 +374,9 @@ class Writer:
                 done(answer)
             except Exception as error:  # noqa: BLE001 - one call's
                 self._loop.call_exception_handler({"message": "an answer could not be delivered", "exception": error})
+            if isinstance(answer, Exception):
+                # Its frames hold the answers, and so itself, and what was asked for: 1.5 MB until the next collection.
+                answer.__traceback__ = None
 
 
 def _END(_: object) -> None:  # noqa: N802 - a mark

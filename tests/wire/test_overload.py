@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -14,17 +15,20 @@ import pytest
 from benchmarks.wire_client import Connection, data_frame
 from mvccstore import KeyRange, Store
 from mvccstore.clock import SystemClock
-from mvccstore.server import Serving, serve
+from mvccstore.errors import StoreError
+from mvccstore.server import ServerOptions, Serving, serve
 from mvccstore.server.member import Identity
-from mvccstore.server.messages import rpc
+from mvccstore.server.messages import election, lock, rpc
 from mvccstore.server.node import UNDER_WAY_BYTES_MAX, Node, RequestLimits
 from mvccstore.server.services import kv as kv_service
+from mvccstore.server.services.inner import InnerCall
 from mvccstore.server.serving import new_event_loop
 from mvccstore.server.transport.call import Router
 from mvccstore.server.transport.limits import TransportLimits
 from mvccstore.server.transport.port import Port
+from mvccstore.server.transport.status import RpcError
 from mvccstore.server.writer import UNDER_WAY_MAX
-from tests.wire.client import Client, Endpoint
+from tests.wire.client import Client, Endpoint, RpcFailure
 from tests.wire.requests import get
 
 PUT, RANGE, TXN = "/etcdserverpb.KV/Put", "/etcdserverpb.KV/Range", "/etcdserverpb.KV/Txn"
@@ -204,3 +208,36 @@ def test_large_ranges_keep_little_of_their_rows_in_all(server: Serving, monkeypa
     assert len(rpc.RangeResponse.FromString(answer).kvs) == 3_000
     assert 300_000 < most <= 500_000
     assert given_up
+
+
+FAILING: dict[str, tuple[str, Any]] = {
+    "put": (PUT, rpc.PutRequest(key=b"k", lease=7)),
+    "txn": (TXN, rpc.TxnRequest(success=[rpc.RequestOp(request_put=rpc.PutRequest(key=b"k", lease=7))])),
+    "update": ("/etcdserverpb.Cluster/MemberUpdate", rpc.MemberUpdateRequest(ID=7, peerURLs=["http://a:1"])),
+    "lock": ("/v3lockpb.Lock/Lock", lock.LockRequest(name=b"l", lease=7)),
+    "campaign": ("/v3electionpb.Election/Campaign", election.CampaignRequest(name=b"e", lease=7)),
+    "large lock": ("/v3lockpb.Lock/Lock", lock.LockRequest(name=bytes(1_900))),
+    "large proclaim": (
+        "/v3electionpb.Election/Proclaim",
+        election.ProclaimRequest(leader=election.LeaderKey(key=b"k", lease=7), value=bytes(1_900)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAILING)
+def test_nothing_of_a_call_that_has_failed_waits_for_the_collector(name: str) -> None:
+    """It would be a long time: a request may be 1.5 MB, and a million of them are as many objects as a few small ones."""
+    options = ServerOptions(requests=RequestLimits(max_request_bytes=2_000))
+    with serve(options=options) as server, Client(Endpoint(server.host, server.port)) as client:
+        with pytest.raises(RpcFailure):
+            client.unary(*FAILING[name])
+        gc.collect()
+        gc.disable()
+        try:
+            with pytest.raises(RpcFailure):
+                client.unary(*FAILING[name])
+            client.unary(RANGE, rpc.RangeRequest(key=b"k"))  # the loop goes on
+            left = [each for each in gc.get_objects() if isinstance(each, StoreError | RpcError | InnerCall)]
+        finally:
+            gc.enable()
+    assert left == []

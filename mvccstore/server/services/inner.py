@@ -57,7 +57,8 @@ class InnerCall(Call, Generic[T]):
         """Take the error."""
         self.is_done = True
         if not self.answered.done():
-            self.answered.set_exception(error)
+            # Without the frames in which it was raised: they hold this call, and what it asks for.
+            self.answered.set_exception(error.with_traceback(None))
 
     def send(self, message: bytes) -> None:
         """Take the only one of several answers that unary calls have."""
@@ -106,6 +107,8 @@ class Inner:
         except asyncio.CancelledError:
             answered.add_done_callback(lambda done: self._step_out(key, done))
             raise
+        finally:
+            del answered  # its error holds this frame
 
     def _step_out(self, key: bytes, done: asyncio.Future[rpc.TxnResponse]) -> None:
         if not done.cancelled() and done.exception() is None and done.result().succeeded:
@@ -184,6 +187,7 @@ class Inner:
             alone.cancel()
             gone.cancel()
             await asyncio.gather(alone, gone, return_exceptions=True)
+            del alone, gone  # their errors hold this frame
 
     async def _until_first(self, outer: Call, prefix: bytes, create_revision: int) -> None:
         request = rpc.RangeRequest(
