@@ -149,9 +149,7 @@ class Node:
         The call's handler returns None after this. If `then` returns None, it has seen to the answer itself. `check`,
         which may raise, is called right before, with no other write in between. `size_bytes` is about what the request holds.
         """
-        self.check_under_way()
-        self._bytes_under_way += size_bytes
-        call.begin_work(1 + size_bytes // _COST_BYTES)
+        self.begin_work(call, size_bytes)
         done = partial(self._done, call, request, then, size_bytes, self.slow.now())
         if check is None:
             self.writer.submit(request, done)
@@ -168,8 +166,7 @@ class Node:
         result: Result | Exception,
     ) -> None:
         """Answer a call whose request was carried out."""
-        self._bytes_under_way -= size_bytes
-        call.end_work(1 + size_bytes // _COST_BYTES)
+        self.end_work(call, size_bytes)
         took = self.slow.now() - began_at
         if took > self.slow.unary_seconds:
             self.slow.note_call(call, took, request, size_bytes)
@@ -184,6 +181,21 @@ class Node:
             return
         if answer is not None:
             call.reply(answer)
+
+    def begin_work(self, call: Call, size_bytes: int) -> None:
+        """Count what a call gives to the writer, as `submit` does; `end_work` must follow.
+
+        Raises:
+            RpcError: Too much waits to be written.
+        """
+        self.check_under_way()
+        self._bytes_under_way += size_bytes
+        call.begin_work(1 + size_bytes // _COST_BYTES)
+
+    def end_work(self, call: Call, size_bytes: int) -> None:
+        """Count it no more."""
+        self._bytes_under_way -= size_bytes
+        call.end_work(1 + size_bytes // _COST_BYTES)
 
     def check_under_way(self) -> None:
         """Raise if too much waits to be written for a call to add to it."""

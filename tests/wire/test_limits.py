@@ -29,7 +29,7 @@ from mvccstore.server.gateway.gateway import Gateway
 from mvccstore.server.messages import json, rpc
 from mvccstore.server.node import REFUSED_ABOVE, UNDER_WAY_BYTES_MAX, RequestLimits
 from mvccstore.server.process import plan
-from mvccstore.server.services import lease, watch_stream
+from mvccstore.server.services import cluster, lease, watch_stream
 from mvccstore.server.transport import port
 from mvccstore.server.transport.call import Call, Peer
 from mvccstore.server.transport.dates import Dates
@@ -749,6 +749,13 @@ def watch_filters_max(client: Client, _patch: pytest.MonkeyPatch) -> str:
 
 
 @served
+def member_urls_max(client: Client, _patch: pytest.MonkeyPatch) -> str:
+    urls = [f"http://a:{number}" for number in range(cluster.URLS_MAX + 1)]
+    client.unary("/etcdserverpb.Cluster/MemberAdd", rpc.MemberAddRequest(peerURLs=urls[1:]))
+    return refused(client, "/etcdserverpb.Cluster/MemberAdd", rpc.MemberAddRequest(peerURLs=urls))
+
+
+@served
 def json_values_max(client: Client, patch: pytest.MonkeyPatch) -> str:
     patch.setattr(json, "VALUES_MAX", 3)
     assert client.post("/v3/kv/range", {"key": "YQ==", "x": [1, 2]}).status == 200
@@ -917,6 +924,7 @@ CONSTANTS: dict[str, float] = {
     "under_way_bytes_max": UNDER_WAY_BYTES_MAX,
     "passwords_waiting_max": passwords.WAITING_MAX,
     "keep_alives_waiting_max": lease.WAITING_MAX,
+    "member_urls_max": cluster.URLS_MAX,
     "watch_filters_max": watch_stream.FILTERS_MAX,
     "progress_asked_max": watch_stream.ASKED_MAX,
     "txn_ops_all_max": RequestLimits().txn_ops_all_max,

@@ -32,6 +32,7 @@ from tests.wire.client import Client, Endpoint, RpcFailure
 from tests.wire.requests import get
 
 PUT, RANGE, TXN = "/etcdserverpb.KV/Put", "/etcdserverpb.KV/Range", "/etcdserverpb.KV/Txn"
+UPDATE, OWN = "/etcdserverpb.Cluster/MemberUpdate", 0x8E9E05C52164694D
 PUTS = 10_000
 SLICE = TransportLimits().slice_frames
 SECONDS = 60
@@ -156,8 +157,9 @@ LARGE = bytes(100_000)
         (TXN, lambda key: rpc.TxnRequest(compare=[rpc.Compare(key=key + LARGE)])),
         (TXN, lambda key: rpc.TxnRequest(success=[rpc.RequestOp(request_range=get(key))] * 128)),
         (TXN, lambda key: rpc.TxnRequest(failure=[rpc.RequestOp(request_range=get(key + LARGE))])),
+        (UPDATE, lambda key: rpc.MemberUpdateRequest(ID=OWN, peerURLs=[f"http://{key.decode()}{'a' * 100_000}:1"])),
     ],
-    ids=["put", "delete", "compare", "operations", "range"],
+    ids=["put", "delete", "compare", "operations", "range", "member"],
 )
 def test_large_requests_count_for_more(
     server: Serving, monkeypatch: pytest.MonkeyPatch, method: str, make: Callable[[bytes], Any]
@@ -166,18 +168,19 @@ def test_large_requests_count_for_more(
     monkeypatch.setattr("mvccstore.server.node.UNDER_WAY_BYTES_MAX", 1 << 20)
     calls = [make(b"%d" % n).SerializeToString() for n in range(40)]
     node, most = server._server.node, 0
-    submit = node.submit
+    begin_work = node.begin_work
 
     def noted(*args: Any, **kwargs: Any) -> None:
         nonlocal most
-        submit(*args, **kwargs)
+        begin_work(*args, **kwargs)
         most = max(most, node._bytes_under_way)
 
-    monkeypatch.setattr(node, "submit", noted)
+    monkeypatch.setattr(node, "begin_work", noted)
     with Client(Endpoint(server.host, server.port)) as client:
         ask = client._dialled().unary_unary(method)
         for answer in [ask.future(call, timeout=SECONDS) for call in calls]:
             answer.result()
+    assert node._bytes_under_way == 0
     assert 1 << 16 <= most < 1 << 20
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mvccstore.etcd_file.buckets import MemberRecord
+from mvccstore.server.errors import Refusal
 from mvccstore.server.members import check_urls
 from mvccstore.server.messages import rpc
 from mvccstore.server.node import Node
 from mvccstore.server.transport.call import Call, Method
 
+URLS_MAX = 1_000
+"""Of a member."""
 _Change = rpc.MemberAddResponse | rpc.MemberRemoveResponse | rpc.MemberUpdateResponse
 
 
@@ -37,6 +40,7 @@ class Cluster:
 
     def add(self, call: Call, message: rpc.MemberAddRequest) -> None:
         """Add a member, which never comes up."""
+        _check_number(message.peerURLs)
         check_urls(message.peerURLs)
         self._node.auth.check_root(call)
         seconds = self._node.clock.time_ms() // 1000
@@ -48,7 +52,7 @@ class Cluster:
             _fill(response.member, member)
             return response
 
-        self._change(call, work)
+        self._change(call, work, message.ByteSize())
 
     def remove(self, call: Call, message: rpc.MemberRemoveRequest) -> None:
         """Remove a member that was added."""
@@ -58,17 +62,18 @@ class Cluster:
             self._store.set_attributes(self._members.remove(message.ID))
             return rpc.MemberRemoveResponse()
 
-        self._change(call, work)
+        self._change(call, work, message.ByteSize())
 
     def update(self, call: Call, message: rpc.MemberUpdateRequest) -> None:
         """Give a member other peer URLs."""
+        _check_number(message.peerURLs)
         self._node.auth.check_root(call)
 
         def work() -> rpc.MemberUpdateResponse:
             self._store.set_attributes(self._members.update(message.ID, message.peerURLs))
             return rpc.MemberUpdateResponse()
 
-        self._change(call, work)
+        self._change(call, work, message.ByteSize())
 
     def promote(self, call: Call, message: rpc.MemberPromoteRequest) -> None:
         """Refuse to promote a learner: none is ever in sync."""
@@ -82,8 +87,9 @@ class Cluster:
         self._fill_all(response)
         return self._encode(response)
 
-    def _change(self, call: Call, work: Callable[[], _Change]) -> None:
+    def _change(self, call: Call, work: Callable[[], _Change], size_bytes: int) -> None:
         def done(answer: _Change | Exception) -> None:
+            self._node.end_work(call, size_bytes)
             if isinstance(answer, Exception):
                 call.fail_with(answer)
                 return
@@ -91,6 +97,7 @@ class Cluster:
             self._fill_all(answer)
             call.reply(self._encode(answer))
 
+        self._node.begin_work(call, size_bytes)
         self._node.writer.call(work, done)
 
     def _fill_all(self, response: _Change | rpc.MemberListResponse) -> None:
@@ -99,6 +106,11 @@ class Cluster:
 
     def _encode(self, response: _Change | rpc.MemberListResponse) -> bytes:
         return self._node.headers.at(0) + response.SerializeToString()
+
+
+def _check_number(urls: Sequence[str]) -> None:
+    if len(urls) > URLS_MAX:
+        raise Refusal.BAD_MEMBER_URLS.error(limit="member_urls_max")
 
 
 def _fill(message: rpc.Member, member: MemberRecord) -> None:
