@@ -143,14 +143,18 @@ class Node:
         then: Callable[[Result], bytes | None],
         check: Check | None = None,
         size_bytes: int = 0,
+        cost: int = 0,
     ) -> None:
         """Have a request of a call carried out, and answer it with what `then` makes of the result.
 
         The call's handler returns None after this. If `then` returns None, it has seen to the answer itself. `check`,
-        which may raise, is called right before, with no other write in between. `size_bytes` is about what the request holds.
+        which may raise, is called right before, with no other write in between. `size_bytes` is about what the request holds;
+        `cost` is what it counts for beside that among the work of the call's connection.
         """
         self.begin_work(call, size_bytes)
-        done = partial(self._done, call, request, then, size_bytes, self.slow.now())
+        if cost:
+            call.begin_work(cost)
+        done = partial(self._done, call, request, then, size_bytes, cost, self.slow.now())
         if check is None:
             self.writer.submit(request, done)
         else:
@@ -162,11 +166,14 @@ class Node:
         request: WriteRequest,
         then: Callable[[Result], bytes | None],
         size_bytes: int,
+        cost: int,
         began_at: float,
         result: Result | Exception,
     ) -> None:
         """Answer a call whose request was carried out."""
         self.end_work(call, size_bytes)
+        if cost:
+            call.end_work(cost)
         took = self.slow.now() - began_at
         if took > self.slow.unary_seconds:
             self.slow.note_call(call, took, request, size_bytes)

@@ -29,7 +29,7 @@ from mvccstore.server.gateway.gateway import Gateway
 from mvccstore.server.messages import json, rpc
 from mvccstore.server.node import REFUSED_ABOVE, UNDER_WAY_BYTES_MAX, RequestLimits
 from mvccstore.server.process import plan
-from mvccstore.server.services import cluster, lease, watch_stream
+from mvccstore.server.services import cluster, lease, txn_answer, watch_stream
 from mvccstore.server.transport import port
 from mvccstore.server.transport.call import Call, Peer
 from mvccstore.server.transport.dates import Dates
@@ -712,6 +712,15 @@ def txn_ops_all_max(client: Client, patch: pytest.MonkeyPatch) -> str:
 
 
 @served
+def txn_answer_bytes_max(client: Client, patch: pytest.MonkeyPatch) -> str:
+    patch.setattr(txn_answer, "ANSWER_BYTES_MAX", 200)
+    client.unary(PUT, rpc.PutRequest(key=b"k"))
+    reads = [rpc.RequestOp(request_range=rpc.RangeRequest(key=b"k", range_end=b"l"))] * 2
+    client.unary(TXN, rpc.TxnRequest(success=reads[:1], failure=reads[1:]))
+    return refused(client, TXN, rpc.TxnRequest(success=reads))
+
+
+@served
 def leases_max(client: Client, _patch: pytest.MonkeyPatch) -> str:
     granted = [client.unary(GRANT, rpc.LeaseGrantRequest(TTL=60)).ID for _ in range(3)]
     saw = refused(client, GRANT, rpc.LeaseGrantRequest(TTL=60))
@@ -924,6 +933,7 @@ CONSTANTS: dict[str, float] = {
     "under_way_bytes_max": UNDER_WAY_BYTES_MAX,
     "passwords_waiting_max": passwords.WAITING_MAX,
     "keep_alives_waiting_max": lease.WAITING_MAX,
+    "txn_answer_bytes_max": txn_answer.ANSWER_BYTES_MAX,
     "member_urls_max": cluster.URLS_MAX,
     "watch_filters_max": watch_stream.FILTERS_MAX,
     "progress_asked_max": watch_stream.ASKED_MAX,

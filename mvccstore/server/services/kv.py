@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import chain
 from typing import Final, Self
 
 from mvccstore.codec import new_put
@@ -25,6 +26,7 @@ from mvccstore.errors import CompactedError
 from mvccstore.mvcc.etcd_encoding import bytes_field, int_field, varint
 from mvccstore.mvcc.read import PAGE_ROWS
 from mvccstore.quota import PUT_OVERHEAD_BYTES
+from mvccstore.server.auth.gate import Check
 from mvccstore.server.auth.tokens import NOBODY, Caller
 from mvccstore.server.errors import Refusal
 from mvccstore.server.messages import rpc
@@ -41,6 +43,7 @@ from mvccstore.server.services.translation import (
     range_request,
     txn_request,
 )
+from mvccstore.server.services.txn_answer import ROW_BYTES, check_answer, may_be_large
 from mvccstore.server.transport.call import Call, Method
 from mvccstore.server.transport.status import Code, RpcError
 from mvccstore.types import (
@@ -77,8 +80,6 @@ _LARGE_COST: Final = 500
 _SMALL_ROWS: Final = 64
 _SMALL_BYTES: Final = 64 << 10
 """A range of no more is looked through on the loop; rows of no more, which a write has found, are encoded on it."""
-_ROW_BYTES: Final = 128
-"""What a row counts for beside key and value: to encode one takes as long as to copy some kilobytes."""
 _OPERATION_BYTES: Final = 512
 """What an operation of a txn takes in memory, beside what is in it."""
 _ID_BITS = 48
@@ -316,9 +317,9 @@ class KV:
     def _answer(self, call: Call, result: DeleteResult | TxnResult, encode: Callable[[], bytes]) -> bytes | None:
         """Return what a write is answered with, or, if that is large, encode it beside the loop, and answer then."""
         header = self._node.headers.at(result.revision)
-        if _row_bytes(result) <= _SMALL_BYTES:
+        if _is_small(result):
             return header + encode()
-        call.run(_encode_beside(header, encode))
+        call.run(_encode_beside(header, encode), _LARGE_COST)
         return None
 
     def txn(self, call: Call, message: rpc.TxnRequest) -> None:
@@ -342,7 +343,11 @@ class KV:
         if is_read_only:
             gate.check_current(caller)
         size = message.ByteSize() + operations * _OPERATION_BYTES
-        node.submit(call, request, partial(self._txn_answer, call, request), check, size)
+        is_large = may_be_large(request)
+        if is_large:
+            check = partial(_check_both, check, partial(check_answer, self._store, request))
+        answer = partial(self._txn_answer, call, request)
+        node.submit(call, request, answer, check, size, _LARGE_COST if is_large else 0)
 
     def _txn_answer(self, call: Call, request: TxnRequest, result: Result) -> bytes | None:
         assert isinstance(result, TxnResult)
@@ -434,19 +439,32 @@ def decode_put(data: bytes) -> rpc.PutRequest | PutRequest:
     return rpc.PutRequest.FromString(data)
 
 
-def _row_bytes(result: Response) -> int:
-    """Return about how large the rows in a result are."""
-    rows: tuple[KeyValue, ...]
+def _is_small(result: Response) -> bool:
+    """Say whether the rows in a result are few enough to be encoded on the loop."""
+    left = _SMALL_BYTES
+    for kv in _rows_in(result):
+        left -= ROW_BYTES + len(kv.key) + len(kv.value)
+        if left < 0:
+            return False
+    return True
+
+
+def _rows_in(result: Response) -> Iterable[KeyValue]:
     match result:
         case PutResult():
-            rows = () if result.prev_kv is None else (result.prev_kv,)
+            return () if result.prev_kv is None else (result.prev_kv,)
         case RangeResult():
-            rows = result.kvs
+            return result.kvs
         case DeleteResult():
-            rows = result.prev_kvs
+            return result.prev_kvs
         case TxnResult():
-            return sum(map(_row_bytes, result.responses))
-    return sum(_ROW_BYTES + len(kv.key) + len(kv.value) for kv in rows)
+            return chain.from_iterable(map(_rows_in, result.responses))
+
+
+def _check_both(first: Check | None, second: Check) -> None:
+    if first is not None:
+        first()
+    second()
 
 
 def _encoded_delete(result: DeleteResult) -> bytes:
