@@ -13,7 +13,7 @@ import pytest
 from mvccstore import Op, Store
 from mvccstore.clock import SystemClock
 from mvccstore.server.node import RequestLimits
-from mvccstore.server.services import watch_events, watch_replay, watch_turns
+from mvccstore.server.services import watch_events, watch_replay, watch_stream, watch_turns
 from mvccstore.server.transport.call import Call
 from mvccstore.server.transport.status import Code, RpcError
 from mvccstore.testing import FakeClock
@@ -484,7 +484,10 @@ def test_progress_is_told_if_all_watches_are_synced_and_have_begun(store: Store)
     run(main)
 
 
-def test_progress_says_nothing_that_was_not_sent(store: Store) -> None:
+@pytest.mark.parametrize("at_once", [100, 0])
+def test_progress_says_nothing_that_was_not_sent(store: Store, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    monkeypatch.setattr(watch_stream, "_LOOKED_AT_ONCE", at_once)
+
     async def main() -> None:
         async with bench_over(store) as bench:
             client = bench.client()
@@ -512,6 +515,42 @@ def test_progress_says_nothing_that_was_not_sent(store: Store) -> None:
                         else:
                             newest = max(newest, response.header.revision)
                             assert response.header.revision > told
+
+    run(main)
+
+
+def test_progress_of_many_watches_is_looked_for_in_turns(store: Store) -> None:
+    """However often it is asked for."""
+
+    async def main() -> None:
+        async with bench_over(store) as bench:
+            client = bench.client()
+            for number in range(1_000):
+                client.create(b"%d" % (number % 10))
+            await client.take()
+            store.put(b"7")
+            for _ in range(64):
+                client.progress()
+            assert client.taken() == []
+            rounds = await until(lambda: len(client.call.sent) == 100 + 64)
+            assert rounds > 1_000 // watch_turns.STEPS_A_TURN
+            assert briefs(client.taken()[-64:]) == [(2, -1, "", [])] * 64
+            client.progress()
+            client.create(b"late", start_revision=9)  # now not all are synced and have begun
+            assert [response.watch_id for response in await client.take()] == [1_000]
+            client.cancel(1_000)
+            client.progress()
+            for number in range(950):
+                client.cancel(number)
+            *gone, progress = await client.take()
+            assert brief(progress) == (2, -1, "", [])
+            assert len(gone) == 951
+            client.progress()
+            client.create(b"again")
+            for number in range(100):
+                client.create(b"%d" % number)
+            client.progress()
+            client.call.hang_up()
 
     run(main)
 

@@ -10,6 +10,7 @@ Invariants:
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 from mvccstore.errors import StoreError
@@ -33,6 +34,8 @@ ASKED_MAX = 100
 TRIES_MAX = 100
 FILTERS_MAX = 1_000
 """Of one watch; there are two."""
+_LOOKED_AT_ONCE = 100
+"""So many watches are looked at when progress is asked for: more would hold up others, 2 us each."""
 _EMPTY_RANGE = "mvcc: watcher range is empty"
 _TOO_MANY_FILTERS = "mvcc: too many filters"
 _DUPLICATE_ID = "mvcc: duplicate watch ID provided on the WatchStream"
@@ -45,7 +48,19 @@ class _Refused(Exception):  # noqa: N818 - the client is told, and the stream go
 class WatchStream(Work):
     """A stream: the receiver of its requests. As work, it is the signs of progress that are due."""
 
-    __slots__ = ("_asked", "_due", "_hall", "_next_id", "_node", "_stalled", "_tries", "_watches", "call", "has_ticks")
+    __slots__ = (
+        "_asked",
+        "_due",
+        "_hall",
+        "_look",
+        "_next_id",
+        "_node",
+        "_stalled",
+        "_tries",
+        "_watches",
+        "call",
+        "has_ticks",
+    )
 
     def __init__(self, hall: Hall, call: Call) -> None:
         super().__init__()
@@ -60,6 +75,8 @@ class WatchStream(Work):
         self._due: list[StreamWatch] = []
         self._asked: list[int] = []  # the store's revision, each time it was asked for progress
         self._tries = 0
+        self._look: _Look | None = None
+        """How far one has come for those who asked, of more watches than are looked at at once."""
         hall.streams[self] = None
         call.on_cancel = self.close
         call.on_writable = self._resume
@@ -143,6 +160,7 @@ class WatchStream(Work):
             fragment_bytes=hall.groups.fragment_bytes if request.fragment else 0,
         )
         hall.number += 1
+        self._look = None  # this one is not among what it looks at
         self.call.send(watch_response(self._node.header(revision), watch_id, created=True))  # I1
         if watch.has_progress and not self.has_ticks:
             self.has_ticks = True
@@ -181,11 +199,29 @@ class WatchStream(Work):
             return
         self._asked.append(self._node.revision)
         self._tries = 0
-        self._answer_progress()
+        if len(self._watches) <= _LOOKED_AT_ONCE:
+            self._answer_progress(self._reached())
+        else:
+            self._hall.turns.add(self)
 
-    def _answer_progress(self) -> None:
+    def _look_for_progress(self, share: int) -> int:
+        """Go on to look how far all watches are; return how many were looked at."""
+        if len(self._watches) <= _LOOKED_AT_ONCE:
+            self._look = None
+            self._answer_progress(self._reached())
+            return 1
+        if self._look is None:
+            self._look = _Look(self._node.revision, list(self._watches.values()))
+        reached = self._look.advance(share)
+        if reached is None:
+            self._hall.turns.add(self)
+        else:
+            self._look = None
+            self._answer_progress(reached)
+        return share
+
+    def _answer_progress(self, reached: int) -> None:
         """Tell how far all watches are, when that is as far as the store was when it was asked."""
-        reached = self._reached()
         if reached < 0 or self._tries == TRIES_MAX:
             self._asked.clear()
             return
@@ -221,8 +257,7 @@ class WatchStream(Work):
 
     def advance(self, share: int) -> int:
         """Tell some of those that are due, and those who asked."""
-        if self._asked:
-            self._answer_progress()
+        looked = self._look_for_progress(share) if self._asked else 1
         due, self._due = self._due[:share], self._due[share:]
         for watch in due:
             is_quiet, watch.is_quiet = watch.is_quiet, True
@@ -232,7 +267,7 @@ class WatchStream(Work):
                     self.call.send(watch_response(self._node.header(revision), watch.watch_id))
         if self._due:
             self._hall.turns.add(self)
-        return len(due) or 1
+        return max(len(due), looked)
 
     # What becomes of it
 
@@ -263,8 +298,41 @@ class WatchStream(Work):
         self._stalled.clear()
         self._due.clear()
         self._asked.clear()
+        self._look = None
         self._hall.streams.pop(self, None)
         self._hall.ticks.remove(self)
+
+
+class _Look:
+    """Whether all of many watches were sent everything up to a revision, looked at a share at a time.
+
+    What one was sent it was sent for good; so at the end all that is left to see is that none was sent more (I3).
+    """
+
+    __slots__ = ("_left", "_revision", "_watches")
+
+    def __init__(self, revision: int, watches: list[StreamWatch]) -> None:
+        self._revision = revision
+        self._watches = watches
+        self._left = iter(watches)
+
+    def advance(self, share: int) -> int | None:
+        """Look at some; return None if there are more, else as `_reached`."""
+        revision, left = self._revision, share
+        for watch in islice(self._left, share):
+            left -= 1
+            if watch.state is State.GONE:
+                continue
+            if watch.state is not State.SYNCED or watch.start > revision:
+                return -1
+            if watch.group.sent_to() < revision:
+                return 0
+        if not left:
+            return None
+        watches = [watch for watch in self._watches if watch.state is not State.GONE]
+        if any(watch.state is not State.SYNCED for watch in watches):
+            return -1
+        return revision if max(watch.after for watch in watches) <= revision else 0
 
 
 def _keys(key: bytes, range_end: bytes) -> Keys:
