@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import logging
 import socket
 import ssl
@@ -19,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from mvccstore.server import ServerOptions, Serving, TLSOptions, TransportLimits, serve, serving
 from mvccstore.server.messages import rpc
 from mvccstore.server.transport.call import Call, Method
+from mvccstore.server.transport.secure import SecureTransport
 from tests.wire.tls_kit import LOCAL, SECONDS, Authority, Identity, ask, client_context, secure_channel
 
 HEALTHY = (200, b'{"health":"true","reason":""}')
@@ -135,6 +137,30 @@ def test_large_values_pass_in_both_directions(secured: Secured, authority: Autho
             "/etcdserverpb.KV/Range", rpc.RangeRequest.SerializeToString, rpc.RangeResponse.FromString
         )(rpc.RangeRequest(key=b"large/", range_end=b"large0"), timeout=SECONDS)
         assert [kv.value for kv in found.kvs] == [value] * 8
+
+
+@pytest.mark.pure("replaces a method")
+def test_a_large_answer_is_encrypted_in_parts(
+    secured: Secured, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All at once it would take its size of memory until the connection ends, however idle that is."""
+    pending: list[int] = []
+    flush = SecureTransport._flush
+
+    def noted(transport: SecureTransport) -> None:
+        pending.append(transport._outgoing.pending)
+        flush(transport)
+
+    monkeypatch.setattr(SecureTransport, "_flush", noted)
+    with secured() as server:
+        server.store.put(b"k", bytes(1_200_000))
+        connection = http.client.HTTPSConnection(
+            "127.0.0.1", server.port, timeout=SECONDS, context=client_context(authority)
+        )
+        connection.request("POST", "/v3/kv/range", b'{"key":"aw=="}')
+        assert len(connection.getresponse().read()) > 1_600_000
+        connection.close()
+    assert 50_000 < max(pending) < 100_000
 
 
 @pytest.mark.usefixtures("loop")

@@ -29,6 +29,8 @@ from mvccstore.server.transport.turns import Turns
 _log = logging.getLogger("mvccstore.server")
 
 _READ_BYTES = 256 * 1024
+_WRITTEN_BYTES = 64 * 1024
+"""So much is encrypted at once: OpenSSL's buffers keep the size that they have had, for as long as the connection is."""
 _HANDSHAKE_RECORD = 0x16
 _REASONS = {
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": "tls: client didn't provide a certificate",
@@ -211,11 +213,10 @@ class SecureTransport(asyncio.Transport, asyncio.BufferedProtocol):
         rest = memoryview(data)
         try:
             while rest:
-                rest = rest[tls.write(rest) :]
+                rest = rest[tls.write(rest[:_WRITTEN_BYTES]) :]
+                self._flush()
         except ssl.SSLError:  # the client has broken it (I3)
             self.abort()
-            return
-        self._flush()
 
     def close(self) -> None:
         """Say so in TLS's way, and close when everything is written."""
