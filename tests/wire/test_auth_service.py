@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -349,6 +350,40 @@ def test_passwords_are_hashed_beside_the_loop(store: Store, monkeypatch: pytest.
         asyncio.run(play())
     assert threading.get_ident() not in loops
     assert len(loops) == 4
+
+
+def test_who_waits_for_a_hash_keeps_little_or_is_counted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody may ask for a token, a thousand at once, by names and with passwords as large as a request."""
+    may_go = threading.Event()
+
+    def slow(*_: object) -> bytes:
+        assert may_go.wait(SECONDS)
+        return b"hash"
+
+    async def play() -> None:
+        services = Services(store)
+        root = await services.enable()
+        monkeypatch.setattr(passwords_module, "_check", slow)
+        monkeypatch.setattr(passwords_module, "_hash", slow)
+        asking = authenticate("\U0001f600" + "n" * 100_000, "p" * 100_000)
+        tracemalloc.start()
+        asked = [services.begin(asking) for _ in range(20)]
+        await asyncio.sleep(0)
+        assert tracemalloc.get_traced_memory()[0] < 200_000
+        tracemalloc.stop()
+        adding = services.begin(user_add("n" * 100_000, "p"), root)
+        changed = rpc.AuthUserChangePasswordRequest(name="n" * 100_000, password="p")
+        changing = services.begin(Unary(f"{AUTH}/UserChangePassword", changed), root)
+        await asyncio.sleep(0)
+        assert services.node._bytes_under_way == 200_000
+        may_go.set()
+        assert isinstance(await adding.answered, bytes)
+        assert isinstance(await changing.answered, bytes)
+        assert ["authentication failed" in str(await one.answered) for one in asked] == [True] * 20
+        assert services.node._bytes_under_way == 0
+        await services.node.stop()
+
+    asyncio.run(play())
 
 
 def test_who_asks_for_a_token_cannot_tell_by_the_time_which_names_there_are(

@@ -41,13 +41,13 @@ class Passwords:
         """
         return await self._beside(_hash, password.encode(), self._cost)
 
-    async def match(self, password: str, hashed: bytes) -> bool:
-        """Say whether a password is the one that was hashed.
+    async def match(self, password: bytes, hashed: bytes) -> bool:
+        """Say whether a password, `cut`, is the one that was hashed.
 
         Raises:
             RpcError: Too many wait.
         """
-        return await self._beside(_check, password.encode()[:PASSWORD_BYTES_MAX], hashed)
+        return await self._beside(_check, password, hashed)
 
     async def _beside(self, function: Callable[..., T], *arguments: object) -> T:
         if self._waiting >= WAITING_MAX:
@@ -64,6 +64,11 @@ class Passwords:
         """End the threads when they have done what they are at."""
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def cut(password: str) -> bytes:
+    """Return what is looked at of a password."""
+    return password.encode()[:PASSWORD_BYTES_MAX]
 
 
 def check_length(password: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mvccstore.server.auth.accounts import Accounts, Change
-from mvccstore.server.auth.passwords import check_length, given_hash
+from mvccstore.server.auth.passwords import check_length, cut, given_hash
 from mvccstore.server.auth.permissions import READWRITE, Permission
 from mvccstore.server.auth.records import ROOT
 from mvccstore.server.auth.tokens import NOBODY
@@ -82,9 +82,11 @@ class Auth:
 
     def authenticate(self, call: Call, message: rpc.AuthenticateRequest) -> None:
         """Give a token for a password."""
-        call.run(self._authenticate(message.name, message.password))
+        # Whoever it is may have to wait: no more is kept than is looked at, of names that there are and of a password.
+        name = message.name if message.name in self._accounts.users else ""
+        call.run(self._authenticate(name, cut(message.password)))
 
-    async def _authenticate(self, name: str, password: str) -> bytes:
+    async def _authenticate(self, name: str, password: bytes) -> bytes:
         accounts = self._accounts
         while True:
             if not accounts.is_enabled:
@@ -116,7 +118,7 @@ class Auth:
         return None
 
     async def _add_hashed(self, call: Call, name: str, password: str) -> bytes | None:
-        hashed = await self._passwords.hashed(password)
+        hashed = await self._hashed(call, name, password)
         return self._change(call, lambda accounts: accounts.add_user(name, hashed, has_no_password=False))
 
     def user_get(self, call: Call, message: rpc.AuthUserGetRequest) -> bytes:
@@ -147,8 +149,17 @@ class Auth:
         call.run(self._change_hashed(call, message.name, message.password))
         return None
 
+    async def _hashed(self, call: Call, name: str, password: str) -> bytes:
+        """Return the hash; until it is there, the name is counted that it is for."""
+        size = len(name)
+        self._node.begin_work(call, size)
+        try:
+            return await self._passwords.hashed(password)
+        finally:
+            self._node.end_work(call, size)
+
     async def _change_hashed(self, call: Call, name: str, password: str) -> bytes | None:
-        hashed = await self._passwords.hashed(password)
+        hashed = await self._hashed(call, name, password)
         return self._change(call, lambda accounts: accounts.change_password(name, hashed))
 
     def user_grant_role(self, call: Call, message: rpc.AuthUserGrantRoleRequest) -> bytes | None:
