@@ -65,6 +65,10 @@ class RequestLimits:
     """The most leases; no flag of etcd's, as for the next one."""
     watches_max: int = 1_000_000
     """The most watches of all clients."""
+    watch_key_bytes_max: int = 256 << 20
+    """The most bytes of the keys that they watch."""
+    name_bytes_max: int = 32 << 20
+    """The most bytes of names and values of the calls of Lock and Election that are under way."""
 
     @property
     def txn_ops_all_max(self) -> int:
@@ -118,6 +122,8 @@ class Node:
         self.cancel_watches: Callable[[str, int], int] = lambda reason, compact_revision: 0
         """Cancels every watch and tells why; returns how many. The Watch service's."""
         self._bytes_under_way = 0
+        self.name_bytes = 0
+        """Of names and values of the calls of Lock and Election that are under way."""
         self.is_stopping = False
         self._closers: list[Callable[[], None]] = []
         self._rewound: list[Callable[[], None]] = [self.alarms.reload, self.auth.reload]

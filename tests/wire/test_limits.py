@@ -19,14 +19,12 @@ from typing import Any
 
 import pytest
 
-import mvccstore
-from mvccstore import Durability
 from mvccstore.server import ServerOptions, TransportLimits, node, serve
 from mvccstore.server.auth import gate, passwords
 from mvccstore.server.auth.gate import AuthOptions
 from mvccstore.server.flags import parse
 from mvccstore.server.gateway.gateway import Gateway
-from mvccstore.server.messages import json, rpc
+from mvccstore.server.messages import election, json, lock, rpc
 from mvccstore.server.node import REFUSED_ABOVE, UNDER_WAY_BYTES_MAX, RequestLimits
 from mvccstore.server.process import plan
 from mvccstore.server.services import cluster, lease, txn_answer, watch_stream
@@ -656,24 +654,18 @@ def test_who_goes_beyond_a_limit_is_told_and_counted(name: str) -> None:
     assert following.answers[1].messages == [(0, b"next")]
 
 
-def test_a_million_tiny_calls_are_no_more_than_are_held() -> None:
-    """Each would cost some kilobytes for as long as it lasts."""
-    limits = TransportLimits(resets_max=10**7, streams_open_max=1_000)
-    session = Session(limits)
-    block = literal_block(request_fields(b"/t.T/Hold"))
-    for first in range(1, 40_001, 2_000):
-        session.send(*(pack(HEADERS, END_HEADERS, stream, block) for stream in range(first, first + 2_000, 2)))
-        assert len(session.connection._streams) == 1_000
-    assert limits.cuts.by_limit == {"streams_open_max": 19_000}
-    session.hang_up()
-    session.check_clean()
-
-
 # A server
 
 PUT, TXN, GRANT = "/etcdserverpb.KV/Put", "/etcdserverpb.KV/Txn", "/etcdserverpb.Lease/LeaseGrant"
 WATCH, KEEP_ALIVE = "/etcdserverpb.Watch/Watch", "/etcdserverpb.Lease/LeaseKeepAlive"
-SMALL = RequestLimits(max_request_bytes=2_000, max_txn_ops=2, leases_max=3, watches_max=2)
+SMALL = RequestLimits(
+    max_request_bytes=2_000,
+    max_txn_ops=2,
+    leases_max=3,
+    watches_max=2,
+    watch_key_bytes_max=50,
+    name_bytes_max=50,
+)
 SERVER_CASES: dict[str, Callable[[Client, pytest.MonkeyPatch], str]] = {}
 
 
@@ -772,6 +764,36 @@ def json_values_max(client: Client, patch: pytest.MonkeyPatch) -> str:
 
 
 @served
+def watch_key_bytes_max(client: Client, _patch: pytest.MonkeyPatch) -> str:
+    def create(key: bytes, range_end: bytes = b"") -> Any:
+        return rpc.WatchRequest(create_request=rpc.WatchCreateRequest(key=key, range_end=range_end))
+
+    stream = client.stream(WATCH, [create(b"k" * 20, b"l" * 20), create(b"k" * 11)])
+    assert not stream.receive().canceled
+    answer = stream.receive()
+    assert (answer.created, answer.canceled, answer.cancel_reason) == (True, True, "etcdserver: too many requests")
+    stream.send(rpc.WatchRequest(cancel_request=rpc.WatchCancelRequest(watch_id=0)))
+    assert stream.receive().canceled
+    stream.send(create(b"k" * 50))
+    assert not stream.receive().canceled
+    return "canceled"
+
+
+@served
+def name_bytes_max(client: Client, _patch: pytest.MonkeyPatch) -> str:
+    campaign, observe = "/v3electionpb.Election/Campaign", "/v3electionpb.Election/Observe"
+    request = election.CampaignRequest(name=b"e", value=bytes(40))
+    client.unary(campaign, request)
+    observing = client.stream(observe, [election.LeaderRequest(name=b"e" * 10)])  # while nobody is elected there
+    client.unary(campaign, election.CampaignRequest(name=b"e" * 10, value=b"v"))
+    assert observing.receive().kv.value == b"v"
+    saw = refused(client, campaign, request)
+    observing.cancel()
+    client.unary("/v3lockpb.Lock/Lock", lock.LockRequest(name=b"l" * 50))
+    return saw
+
+
+@served
 def progress_asked_max(client: Client, patch: pytest.MonkeyPatch) -> str:
     patch.setattr(watch_stream, "ASKED_MAX", 0)
     stream = client.stream(WATCH, [rpc.WatchRequest(create_request=rpc.WatchCreateRequest(key=b"k"))])
@@ -840,26 +862,6 @@ def test_who_asks_for_too_much_is_told_and_counted(name: str, monkeypatch: pytes
         page = client.request("GET", "/metrics").body.decode()
         assert f'mvccstore_server_refused_total{{limit="{name}"}} 1.0' in page
         assert client.post("/v3/auth/authenticate", {"name": "nobody"}).status in {400, 500}
-
-
-def test_leases_granted_without_end_meet_the_quota(tmp_path: Path) -> None:
-    limits = TransportLimits()
-    options = ServerOptions(transport=limits, quota_bytes=256 << 10)
-    with (
-        mvccstore.open(tmp_path / "store", durability=Durability.OS) as store,
-        serve(store, options=options) as server,
-        Client(Endpoint(server.host, server.port)) as client,
-    ):
-        answered = ""
-        for _ in range(100_000):
-            try:
-                client.unary(GRANT, rpc.LeaseGrantRequest(TTL=3_600))
-            except RpcFailure as failure:
-                answered = failure.code
-                break
-        assert f"`status {answered}`" in ROWS["quota_bytes"][3]
-        assert limits.cuts.by_limit == {"quota_bytes": 1}
-        client.unary("/etcdserverpb.KV/Range", rpc.RangeRequest(key=b"k"))
 
 
 def test_connections_are_bounded() -> None:

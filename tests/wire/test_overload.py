@@ -8,12 +8,14 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import mvccstore
 from benchmarks.wire_client import Connection, data_frame
-from mvccstore import KeyRange, Store
+from mvccstore import Durability, KeyRange, Store
 from mvccstore.clock import SystemClock
 from mvccstore.errors import StoreError
 from mvccstore.server import ServerOptions, Serving, serve
@@ -29,6 +31,7 @@ from mvccstore.server.transport.port import Port
 from mvccstore.server.transport.status import RpcError
 from mvccstore.server.writer import UNDER_WAY_MAX
 from tests.wire.client import Client, Endpoint, RpcFailure
+from tests.wire.http2_kit import END_HEADERS, HEADERS, Session, literal_block, pack, request_fields
 from tests.wire.requests import get
 
 PUT, RANGE, TXN = "/etcdserverpb.KV/Put", "/etcdserverpb.KV/Range", "/etcdserverpb.KV/Txn"
@@ -244,3 +247,36 @@ def test_nothing_of_a_call_that_has_failed_waits_for_the_collector(name: str) ->
         finally:
             gc.enable()
     assert left == []
+
+
+def test_a_million_tiny_calls_are_no_more_than_are_held() -> None:
+    """Each would cost some kilobytes for as long as it lasts."""
+    limits = TransportLimits(resets_max=10**7, streams_open_max=1_000)
+    session = Session(limits)
+    block = literal_block(request_fields(b"/t.T/Hold"))
+    for first in range(1, 40_001, 2_000):
+        session.send(*(pack(HEADERS, END_HEADERS, stream, block) for stream in range(first, first + 2_000, 2)))
+        assert len(session.connection._streams) == 1_000
+    assert limits.cuts.by_limit == {"streams_open_max": 19_000}
+    session.hang_up()
+    session.check_clean()
+
+
+def test_leases_granted_without_end_meet_the_quota(tmp_path: Path) -> None:
+    limits = TransportLimits()
+    options = ServerOptions(transport=limits, quota_bytes=256 << 10)
+    with (
+        mvccstore.open(tmp_path / "store", durability=Durability.OS) as store,
+        serve(store, options=options) as server,
+        Client(Endpoint(server.host, server.port)) as client,
+    ):
+        answered = ""
+        for _ in range(100_000):
+            try:
+                client.unary("/etcdserverpb.Lease/LeaseGrant", rpc.LeaseGrantRequest(TTL=3_600))
+            except RpcFailure as failure:
+                answered = failure.code
+                break
+        assert answered == "RESOURCE_EXHAUSTED"
+        assert limits.cuts.by_limit == {"quota_bytes": 1}
+        client.unary(RANGE, rpc.RangeRequest(key=b"k"))

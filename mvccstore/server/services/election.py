@@ -10,7 +10,16 @@ from contextlib import aclosing
 
 from mvccstore.server.messages import election, kv, rpc
 from mvccstore.server.node import Node
-from mvccstore.server.services.inner import Inner, created_at, deleting, first_created, plainly, prefix_end, session_key
+from mvccstore.server.services.inner import (
+    Inner,
+    Named,
+    created_at,
+    deleting,
+    first_created,
+    plainly,
+    prefix_end,
+    session_key,
+)
 from mvccstore.server.transport.call import Call, Method
 from mvccstore.server.transport.status import Code, RpcError
 from mvccstore.types import KeyRange, KeyValue
@@ -50,6 +59,10 @@ class Election:
 
     @plainly
     async def _campaign(self, call: Call, message: election.CampaignRequest) -> bytes:
+        with Named(self._node, message.name, message.value):
+            return await self._stand(call, message)
+
+    async def _stand(self, call: Call, message: election.CampaignRequest) -> bytes:
         inner = self._inner
         prefix = message.name + b"/"
         lease = await inner.session(call, message.lease)
@@ -126,8 +139,9 @@ class Election:
 
     async def _observe(self, call: Call, prefix: bytes) -> None:
         try:
-            while True:
-                await self._observe_one(call, prefix)
+            with Named(self._node, prefix):
+                while True:
+                    await self._observe_one(call, prefix)
         except RpcError:
             # etcd's client only closes its channel.
             call.finish()

@@ -77,6 +77,27 @@ class InnerCall(Call, Generic[T]):
         self.reply(b"".join(self._parts))
 
 
+class Named:
+    """What a call of Lock or Election keeps while it is under way, for as long as it wants: its name, and its value.
+
+    Raises:
+        RpcError: When it is entered: there are too many of them.
+    """
+
+    def __init__(self, node: Node, *parts: bytes) -> None:
+        self._node = node
+        self._size = sum(map(len, parts))
+
+    def __enter__(self) -> None:
+        node = self._node
+        if node.name_bytes + self._size > node.limits.name_bytes_max:
+            raise Refusal.TOO_MANY_REQUESTS.error(limit="name_bytes_max")
+        node.name_bytes += self._size
+
+    def __exit__(self, *_: object) -> None:
+        self._node.name_bytes -= self._size
+
+
 class Inner:
     """The services, called from inside. Belongs to one loop."""
 

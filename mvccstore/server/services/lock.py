@@ -10,7 +10,7 @@ import asyncio
 from mvccstore.server.messages import lock as messages
 from mvccstore.server.messages import rpc
 from mvccstore.server.node import Node
-from mvccstore.server.services.inner import Inner, created_at, deleting, first_created, plainly, session_key
+from mvccstore.server.services.inner import Inner, Named, created_at, deleting, first_created, plainly, session_key
 from mvccstore.server.transport.call import Call, Method
 from mvccstore.server.transport.status import Code, RpcError
 
@@ -37,6 +37,10 @@ class Lock:
 
     @plainly
     async def _lock(self, call: Call, message: messages.LockRequest) -> bytes:
+        with Named(self._node, message.name):
+            return await self._take(call, message)
+
+    async def _take(self, call: Call, message: messages.LockRequest) -> bytes:
         inner = self._inner
         prefix = message.name + b"/"
         lease = await inner.session(call, message.lease)

@@ -35,7 +35,7 @@ from mvccstore.server.node import Node
 from mvccstore.server.services.watch_events import COPIED_BYTES_MAX, FRAGMENT_OVERHEAD_BYTES, Encoded
 from mvccstore.server.services.watch_turns import Turns, Work
 from mvccstore.server.transport.call import Call
-from mvccstore.types import Keys
+from mvccstore.types import KeyRange, Keys
 from mvccstore.watch import Watcher, WatchFilter
 
 DELIVERY_REVISIONS_MAX = 64
@@ -138,17 +138,25 @@ class GroupKey(NamedTuple):
     prev_kv: bool
     filters: tuple[WatchFilter, ...]
 
+    @property
+    def size(self) -> int:
+        """The bytes of its keys."""
+        keys = self.keys
+        return len(keys.start) + len(keys.end or b"") if isinstance(keys, KeyRange) else len(keys)
+
 
 class Groups:
     """All groups of a server, each there while anybody watches these keys in this way."""
 
-    __slots__ = ("_groups", "fragment_bytes", "node", "turns")
+    __slots__ = ("_groups", "fragment_bytes", "key_bytes", "node", "turns")
 
     def __init__(self, node: Node, turns: Turns) -> None:
         self.node = node
         self.turns = turns
         self.fragment_bytes = node.limits.max_request_bytes + FRAGMENT_OVERHEAD_BYTES
         self._groups: dict[GroupKey, Group] = {}
+        self.key_bytes = 0
+        """Of the keys of all."""
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -159,6 +167,7 @@ class Groups:
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = Group(self, key)
+            self.key_bytes += key.size
         return group
 
     def tally(self) -> tuple[int, int]:
@@ -168,7 +177,8 @@ class Groups:
 
     def forget(self, group: Group) -> None:
         """Note that nobody is left."""
-        self._groups.pop(group.key, None)
+        if self._groups.pop(group.key, None) is not None:
+            self.key_bytes -= group.key.size
 
 
 class Response(NamedTuple):

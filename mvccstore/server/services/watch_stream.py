@@ -135,6 +135,9 @@ class WatchStream(Work):
             if self._hall.number >= self._node.limits.watches_max:
                 self.call.router.cuts.note("watches_max")
                 raise _Refused(Refusal.TOO_MANY_REQUESTS.value[1])
+            if self._hall.groups.key_bytes + len(key) + len(range_end) > self._node.limits.watch_key_bytes_max:
+                self.call.router.cuts.note("watch_key_bytes_max")
+                raise _Refused(Refusal.TOO_MANY_REQUESTS.value[1])
             if len(request.filters) > FILTERS_MAX:
                 self.call.router.cuts.note("watch_filters_max")
                 raise _Refused(_TOO_MANY_FILTERS)
