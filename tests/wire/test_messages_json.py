@@ -15,6 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mvccstore.server.messages import METHODS, auth, election, kv, rpc
+from mvccstore.server.messages import json as json_module
 from mvccstore.server.messages.json import DEPTH_MAX, JsonError, from_json, many_from_json, to_json
 
 MESSAGES = sorted({cls for method in METHODS.values() for cls in method[:2]}, key=lambda cls: cls.DESCRIPTOR.full_name)
@@ -184,6 +185,25 @@ def test_json_of_the_wrong_shape_says_where_and_what(
 def _nested(levels: int) -> bytes:
     """A txn in a txn and so on; each level is two messages, and the outermost is one."""
     return b'{"success":[{"request_txn":' * levels + b"{}" + b"}]}" * levels
+
+
+@pytest.mark.pure("replaces a function")
+def test_rows_are_encoded_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else no other thread runs until all are."""
+    sizes: list[int] = []
+    encode = json_module._encode
+
+    def noted(value: object) -> str:
+        text = encode(value)
+        sizes.append(len(text))
+        return text
+
+    monkeypatch.setattr(json_module, "_encode", noted)
+    found = rpc.RangeResponse(kvs=[kv.KeyValue(key=b"%d" % number, value=b"v") for number in range(1_000)], count=1_000)
+    answer = rpc.TxnResponse(responses=[rpc.ResponseOp(response_range=found)], succeeded=True)
+    shape = json_format.MessageToDict(answer, preserving_proto_field_name=True)
+    assert to_json(answer) == json.dumps(shape, separators=(",", ":")).encode()
+    assert max(sizes) < 100
 
 
 def test_nesting_ends_where_protobufs_does() -> None:
