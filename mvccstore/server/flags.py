@@ -275,24 +275,30 @@ def _parse_file(path: str) -> dict[str, Value]:
     section = read.get("client-transport-security")
     for name, value in (*read.items(), *(_of_section(section) if isinstance(section, dict) else ())):
         flag = _BY_NAME.get(str(name)) or _BY_NAME.get(str(name).removeprefix("experimental-"))
-        if flag is None:
-            continue  # the file also has sections that are no flags
+        if flag is None or value is None or (value == "" and flag.name in _NOTHING_IF_EMPTY):
+            continue  # the file also has sections that are no flags, and names without a value, as etcd's sample
         if flag.kind == "duration" and isinstance(value, int) and not isinstance(value, bool):
             found[flag.name] = value / 1e9  # etcd's files have nanoseconds
         else:
-            shown = str(value).lower() if isinstance(value, bool) else str(value)
-            found[flag.name] = _convert(flag, shown, f"{path}:")
+            found[flag.name] = _convert(flag, _shown(value), f"{path}:")
     return found
 
 
 _SECTION_FLAGS = {"allowed-cn": "client-cert-allowed-cn", "allowed-hostname": "client-cert-allowed-hostname"}
+_NOTHING_IF_EMPTY = frozenset({"cors", "host-whitelist"} | {flag.name for flag in FLAGS if flag.name.endswith("-urls")})
 
 
 def _of_section(section: Mapping[object, object]) -> Iterator[tuple[str, object]]:
     """Return what a file's section about TLS says, by the names of flags."""
     for name, value in section.items():
-        shown = ",".join(map(str, value)) if isinstance(value, list) else value
-        yield _SECTION_FLAGS.get(str(name), str(name)), shown
+        yield _SECTION_FLAGS.get(str(name), str(name)), value
+
+
+def _shown(value: object) -> str:
+    """Return a value of a file as a command line has it."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _read_yaml(path: str, text: str) -> object:

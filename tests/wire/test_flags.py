@@ -110,6 +110,25 @@ def test_with_a_file_all_else_is_ignored(tmp_path: Path, form: str) -> None:
     assert (found["memory"], found["max-txn-ops"]) == (False, 128)
 
 
+def test_a_file_has_lists_and_names_without_a_value(tmp_path: Path) -> None:
+    """As etcd.conf.yml.sample does, which comes with etcd."""
+    path = tmp_path / "etcd.conf.yml"
+    path.write_text(
+        "data-dir:\ncors:\nhost-whitelist: ''\ninitial-cluster:\nquota-backend-bytes:\nadvertise-client-urls: ''\n"
+        "client-transport-security:\n  cert-file:\n  client-cert-auth: false\n  allowed-hostname: [a, b]\n"
+        "log-outputs: [stderr, stdout]\n"
+        "cipher-suites: [\n  TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,\n  TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384\n]\n"
+    )
+    found = parse(["--config-file", str(path)], {})
+    given = {
+        "client-cert-allowed-hostname": "a,b",
+        "log-outputs": "stderr,stdout",
+        "cipher-suites": "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
+    }
+    assert found == {flag.name: flag.default for flag in FLAGS} | given
+    assert plan(found).log_outputs == ("stderr", "stdout")
+
+
 @pytest.mark.parametrize("text", ["- a\n- b\n", "a: [", "\x00"])
 def test_a_file_that_is_none_is_said(tmp_path: Path, text: str) -> None:
     path = tmp_path / "etcd.conf"
