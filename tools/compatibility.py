@@ -33,6 +33,7 @@ FLOOR = "3.4"
 
 SINCE: Mapping[str, str] = {
     **dict.fromkeys(("RangeStreamResponse",), "3.7"),
+    **dict.fromkeys(("HealthListRequest", "HealthListEntry", "HealthListResponse"), "3.6"),
     **dict.fromkeys(("DowngradeInfo", "HashKVResponse.hash_revision", "SnapshotResponse.version"), "3.6"),
     **dict.fromkeys((f"StatusResponse.{name}" for name in ("storageVersion", "dbSizeQuota", "downgradeInfo")), "3.6"),
     **dict.fromkeys(("AuthStatusRequest", "AuthStatusResponse", "DowngradeRequest", "DowngradeResponse"), "3.5"),

@@ -20,6 +20,7 @@ Version = Literal["3.4", "3.5", "3.6"]
 _MAINTENANCE = "/etcdserverpb.Maintenance/"
 _AUTH = "/etcdserverpb.Auth/"
 _KV = "/etcdserverpb.KV/"
+_HEALTH = "/grpc.health.v1.Health/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,8 @@ class Persona:
     """The method Downgrade, since 3.5."""
     has_range_stream: bool
     """The method RangeStream: etcd's since 3.7, and this server's as 3.6, as clients do without where it is not."""
+    has_health_list: bool
+    """The method List of gRPC's own health service: in the last releases of 3.5 and 3.6, with a newer gRPC."""
     has_hash_kv_path: bool
     """`/v3/maintenance/hashkv`, since 3.5.10; before, HashKV has no path of its own."""
     has_learner_check: bool
@@ -93,6 +96,7 @@ class Persona:
             _AUTH + "AuthStatus": self.has_auth_status,
             _MAINTENANCE + "Downgrade": self.has_downgrade,
             _KV + "RangeStream": self.has_range_stream,
+            _HEALTH + "List": self.has_health_list,
         }
         return frozenset(path for path, is_there in methods.items() if not is_there)
 
@@ -102,6 +106,7 @@ V3_6 = Persona(
     has_auth_status=True,
     has_downgrade=True,
     has_range_stream=True,
+    has_health_list=True,
     has_hash_kv_path=True,
     has_learner_check=True,
     has_alarm_header=True,
@@ -128,6 +133,7 @@ V3_5 = Persona(
     has_auth_status=True,
     has_downgrade=True,
     has_range_stream=False,
+    has_health_list=True,
     has_hash_kv_path=True,
     has_learner_check=True,
     has_alarm_header=True,
@@ -154,6 +160,7 @@ V3_4 = Persona(
     has_auth_status=False,
     has_downgrade=False,
     has_range_stream=False,
+    has_health_list=False,
     has_hash_kv_path=False,
     has_learner_check=False,
     has_alarm_header=False,

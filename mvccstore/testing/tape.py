@@ -38,7 +38,7 @@ _ANSWERS_AGAIN = frozenset(
         *(f"/etcdserverpb.Maintenance/{name}" for name in ("Status", "Hash", "HashKV", "Snapshot")),
         *(f"/etcdserverpb.Auth/{name}" for name in ("UserGet", "UserList", "RoleGet", "RoleList")),
         *("/v3electionpb.Election/Leader", "/v3electionpb.Election/Observe"),
-        *("/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"),
+        *(f"/grpc.health.v1.Health/{name}" for name in ("Check", "Watch", "List")),
     }
 )
 

@@ -173,6 +173,7 @@ CLUSTER: tuple[Operation, ...] = (
     *(raise_alarm(NOSPACE), status(), alarm(), disarm(NOSPACE), status()),
 )
 
+HEALTH_LIST: tuple[Operation, ...] = (Unary(f"{HEALTH}/List", health.HealthListRequest()),)
 DOWNGRADES: tuple[Operation, ...] = (downgrade(0, "3.5.0"), downgrade(1, "3.5.0"), status(), downgrade(2), status())
 DOWNGRADES_OF_3_5: tuple[Operation, ...] = (downgrade(0, "3.4.0"), downgrade(2))
 
@@ -194,6 +195,7 @@ LATE = "etcd sets it some seconds after it has begun to answer, ours at once"
 NEWER = "etcd has it since 3.7, and no 3.6 to compare with does; ours offers it as 3.6"
 
 REASONS: Mapping[str, str] = {
+    "grpc.health.v1.HealthListEntry.key": "empty: etcd tells of no service by itself",
     "etcdserverpb.RangeStreamResponse.range_response": NEWER,
     "etcdserverpb.LeaseGrantResponse.error": UNSET,
     "etcdserverpb.DefragmentResponse.header": UNSET,
@@ -244,7 +246,7 @@ def play(folder: Path, oracle: Oracle) -> set[str]:
         found |= _large_watch_played(pair)
         found |= _played(pair, LOCKS)
         found |= _played(pair, _leader_calls(pair))
-        for operations in (CLUSTER, DOWNGRADES if is_new else DOWNGRADES_OF_3_5, AUTH):
+        for operations in (CLUSTER, DOWNGRADES if is_new else DOWNGRADES_OF_3_5, HEALTH_LIST if is_new else (), AUTH):
             found |= _played(pair, operations)
         return found
 

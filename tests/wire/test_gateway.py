@@ -90,6 +90,7 @@ def test_each_path_is_a_method_and_each_method_of_etcd_has_a_path() -> None:
         "/etcdserverpb.KV/RangeStream",
         "/grpc.health.v1.Health/Check",
         "/grpc.health.v1.Health/Watch",
+        "/grpc.health.v1.Health/List",
     }
     assert len(PATHS) == len(set(PATHS.values())) + 3
     for name in ("revoke", "timetolive", "leases"):

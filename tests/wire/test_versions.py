@@ -15,7 +15,7 @@ import pytest
 
 from mvccstore.server import AuthOptions, Identity, ServerOptions, serve
 from mvccstore.server.gateway.failures import HTTP_STATUS, Failures
-from mvccstore.server.messages import rpc
+from mvccstore.server.messages import health, rpc
 from mvccstore.server.messages.auth import Permission
 from mvccstore.server.persona import PERSONAS, V3_4, V3_5, V3_6, persona_of
 from mvccstore.server.transport.status import Code
@@ -126,6 +126,13 @@ def version_page(client: Client) -> object:
     return minor(page["etcdserver"]), sorted(page)
 
 
+SERVING = [("", health.HealthCheckResponse.SERVING)]
+
+
+def health_list(found: Any) -> object:
+    return [(entry.key, entry.value.status) for entry in found.statuses]
+
+
 def status_facts(client: Client) -> object:
     response = client.unary(f"{MAINTENANCE}/Status", rpc.StatusRequest())
     # storageVersion is set some seconds later.
@@ -209,6 +216,9 @@ ROWS = (
         *[("INVALID_ARGUMENT", "etcdserver: wrong downgrade target version format")] * 2),
     Row("RangeStream", stream(f"{KV}/RangeStream", rpc.RangeRequest(key=b"none"), len),
         unknown("RangeStream", "KV"), unknown("RangeStream", "KV"), 1, of_3_6_16=unknown("RangeStream", "KV")),
+    Row("Health/List", call("/grpc.health.v1.Health/List", health.HealthListRequest(), health_list),
+        ("UNIMPLEMENTED", "unknown method List for service grpc.health.v1.Health"), SERVING, SERVING,
+        of_3_5_1=("UNIMPLEMENTED", "unknown method List for service grpc.health.v1.Health")),
     Row("no downgrade to cancel", downgrade(rpc.DowngradeRequest.CANCEL), unknown("Downgrade", "Maintenance"),
         ("FAILED_PRECONDITION", "etcdserver: no inflight downgrade job"), "3.6"),
     Row("/health", http("GET", "/health"), (200, "text/plain", b'{"health":"true"}'),

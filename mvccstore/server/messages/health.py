@@ -9,3 +9,6 @@ from mvccstore.server.messages.pool import message
 
 HealthCheckRequest = message("grpc.health.v1.HealthCheckRequest")
 HealthCheckResponse = message("grpc.health.v1.HealthCheckResponse")
+HealthListRequest = message("grpc.health.v1.HealthListRequest")
+HealthListEntry = message("grpc.health.v1.HealthListEntry")
+HealthListResponse = message("grpc.health.v1.HealthListResponse")

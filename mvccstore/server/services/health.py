@@ -9,6 +9,9 @@ from mvccstore.server.transport.status import Code, RpcError
 
 _SERVING = health.HealthCheckResponse(status=health.HealthCheckResponse.SERVING).SerializeToString()
 _NOT_SERVING = health.HealthCheckResponse(status=health.HealthCheckResponse.NOT_SERVING).SerializeToString()
+_ALL_SERVING = health.HealthListResponse(
+    statuses=[health.HealthListEntry(key="", value=health.HealthCheckResponse.FromString(_SERVING))]
+).SerializeToString()
 _UNKNOWN = health.HealthCheckResponse(status=health.HealthCheckResponse.SERVICE_UNKNOWN).SerializeToString()
 
 
@@ -25,6 +28,7 @@ class Health:
         return [
             Method("/grpc.health.v1.Health/Check", decode, self.check),
             Method("/grpc.health.v1.Health/Watch", decode, self.watch, is_server_streaming=True),
+            Method("/grpc.health.v1.Health/List", health.HealthListRequest.FromString, self.list),
         ]
 
     def check(self, _call: Call, message: health.HealthCheckRequest) -> bytes:
@@ -32,6 +36,10 @@ class Health:
         if message.service:
             raise RpcError(Code.NOT_FOUND, "unknown service")
         return _SERVING
+
+    def list(self, _call: Call, _message: health.HealthListRequest) -> bytes:
+        """Say it of all services, which is the one of no name."""
+        return _ALL_SERVING
 
     def watch(self, call: Call, message: health.HealthCheckRequest) -> None:
         """Say it, and say when that changes."""
