@@ -12,6 +12,7 @@ import logging
 import os
 import resource
 import signal
+import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -236,7 +237,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) 
                 chosen.auto_tls.make()
             stack.enter_context(_rare_collections())
             with asyncio.Runner(loop_factory=new_event_loop) as runner:
-                runner.run(_serve(store, chosen))
+                runner.run(_serve(store, chosen, environment.get("NOTIFY_SOCKET", "")))
         except (StoreError, OSError) as error:
             log.critical("%s", error)
             return EXIT_FAILED
@@ -280,7 +281,7 @@ def _open(chosen: Plan) -> Store:
     return open_store(os.fspath(folder / STORE_FILE), durability=chosen.durability, journal=is_synced)
 
 
-async def _serve(store: Store, chosen: Plan) -> None:
+async def _serve(store: Store, chosen: Plan, notify: str) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     async with Server(store, chosen.options) as server:
@@ -299,12 +300,25 @@ async def _serve(store: Store, chosen: Plan) -> None:
         for listener in chosen.listeners:
             _warn_of_unused(chosen, listener)
             await _listen(server, listener)
+        if notify:
+            _notify_init(notify)
         # Harnesses wait for either line, and connect at once.
         log.info("grpc service status changed", extra={"fields": {"service": "", "status": "SERVING"}})
         log.info(READY, extra={"fields": {"revision": store.revision, "member-id": f"{server.node.member_id:x}"}})
         await stopping.wait()
         log.info("stopping")
     log.info("stopped")
+
+
+def _notify_init(address: str) -> None:
+    """Say that this serves to what has started it: units of systemd with `Type=notify`, such as etcd's, wait for that."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifying:
+            notifying.sendto(b"READY=1", "\0" + address[1:] if address.startswith("@") else address)
+    except OSError as error:
+        log.error("failed to notify systemd for readiness", extra={"fields": {"error": str(error)}})
+    else:
+        log.info("successfully notified init daemon")
 
 
 def _warn_of_unused(chosen: Plan, listener: Listener) -> None:

@@ -198,3 +198,23 @@ def test_logs_go_to_files_too(tmp_path: Path) -> None:
     with running("--memory", "--log-outputs", f"{log},stderr", "--log-format", "json") as process:
         assert any(READY in line for line in process.lines)
     assert READY in log.read_text()
+
+
+def test_who_started_it_is_told_when_it_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As etcd tells systemd, whose units of `Type=notify` otherwise never come up."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        if sys.platform == "linux":  # which has names that are no files, for which there is an @
+            name = "@" + os.urandom(8).hex()
+            told.bind("\0" + name[1:])
+        else:
+            name = str(tmp_path / "notify")
+            told.bind(name)
+        told.settimeout(20)
+        monkeypatch.setenv("NOTIFY_SOCKET", name)
+        with running("--memory") as process:
+            assert told.recv(100) == b"READY=1"
+            assert put(process.url, b"k", b"1") == 2
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
+    with running("--memory") as process:
+        assert any('"msg":"failed to notify systemd for readiness"' in line for line in process.lines)
+        assert put(process.url, b"k", b"1") == 2
