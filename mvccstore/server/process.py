@@ -85,16 +85,16 @@ def plan(flags: Mapping[str, Value]) -> Plan:
         FlagError: They ask for what cannot be.
     """
     name = _text(flags, "name")
-    peer_urls = listed(flags, "initial-advertise-peer-urls")
+    peer_urls = _urls(flags, "initial-advertise-peer-urls")
     _check_cluster(flags, name, peer_urls)
-    identity = Identity(name, peer_urls, listed(flags, "advertise-client-urls"), _text(flags, "initial-cluster-token"))
-    http_urls = listed(flags, "listen-client-http-urls")
-    listeners = [_listener(url, "grpc" if http_urls else "both") for url in listed(flags, "listen-client-urls")]
+    identity = Identity(name, peer_urls, _urls(flags, "advertise-client-urls"), _text(flags, "initial-cluster-token"))
+    http_urls = _urls(flags, "listen-client-http-urls")
+    listeners = [_listener(url, "grpc" if http_urls else "both") for url in _urls(flags, "listen-client-urls")]
     listeners += [_listener(url, "http") for url in http_urls]
-    listeners += [_listener(url, "metrics") for url in listed(flags, "listen-metrics-urls")]
+    listeners += [_listener(url, "metrics") for url in _urls(flags, "listen-metrics-urls")]
     data_dir = _text(flags, "data-dir") or f"{name}.etcd"
-    client_urls = (*listed(flags, "listen-client-urls"), *http_urls)
-    tls, auto_tls = tls_of(flags, data_dir, client_urls, listed(flags, "listen-metrics-urls"))
+    client_urls = (*_urls(flags, "listen-client-urls"), *http_urls)
+    tls, auto_tls = tls_of(flags, data_dir, client_urls, _urls(flags, "listen-metrics-urls"))
     quota = _int(flags, "quota-backend-bytes")
     _check_log(flags)
     max_request_bytes = _int(flags, "max-request-bytes")
@@ -134,6 +134,11 @@ def plan(flags: Mapping[str, Value]) -> Plan:
         listed(flags, "log-outputs"),
         auto_tls,
     )
+
+
+def _urls(flags: Mapping[str, Value], name: str) -> tuple[str, ...]:
+    """Return URLs as etcd has them: in order, and each once."""
+    return tuple(sorted(set(listed(flags, name))))
 
 
 def _text(flags: Mapping[str, Value], name: str) -> str:

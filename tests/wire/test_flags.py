@@ -180,6 +180,16 @@ def test_separate_urls_split_the_protocols() -> None:
     ]
 
 
+def test_urls_are_in_order_and_each_is_one() -> None:
+    """As `member list` of etcd shows them, and as the id of a member is made of them."""
+    twice = "http://127.0.0.1:2,http://127.0.0.1:1, http://127.0.0.1:2"
+    flags = ("listen-client-urls", "advertise-client-urls", "initial-advertise-peer-urls", "listen-metrics-urls")
+    chosen = plan(parse([f"--{name}={twice}" for name in flags], {}))
+    urls = ("http://127.0.0.1:1", "http://127.0.0.1:2")
+    assert (chosen.options.identity.client_urls, chosen.options.identity.peer_urls) == (urls, urls)
+    assert [listener.url for listener in chosen.listeners] == [*urls, *urls]
+
+
 @pytest.mark.parametrize(
     ("mode", "retention", "kind", "interval"),
     [
