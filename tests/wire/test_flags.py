@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from mvccstore.server.autocompaction import ByRevision, Periodic
 from mvccstore.server.durations import parse_duration
 from mvccstore.server.flags import FLAGS, FlagError, parse, usage
 from mvccstore.server.process import plan
+from tests.oracle.choice import find_oracle
+from tests.wire.pair import needs_oracle
 
 
 def test_defaults_are_etcds() -> None:
@@ -151,6 +155,16 @@ def test_durations_are_gos(text: str, seconds: float) -> None:
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="duration"):
         parse_duration(text)
+
+
+@needs_oracle
+def test_every_flag_that_etcd_lists_is_one() -> None:
+    shown = subprocess.run([find_oracle().etcd, "--help"], capture_output=True, text=True, check=True, timeout=20)
+    names = re.findall(r"^ +--([a-z0-9-]+)", shown.stdout + shown.stderr, re.MULTILINE)
+    assert len(names) > 80
+    known = {flag.name for flag in FLAGS}
+    missing = [name for name in names if not {name, name.removeprefix("experimental-")} & known]
+    assert set(missing) <= {"version"}, "which the program answers without a server"
 
 
 def test_help_lists_every_flag() -> None:
