@@ -38,6 +38,9 @@ ALERTS = [
     "etcd_server_proposals_applied_total",
     "etcd_server_proposals_pending",
     "etcd_server_proposals_failed_total",
+    "etcd_server_read_indexes_failed_total",
+    "etcd_server_slow_read_indexes_total",
+    "etcd_server_snapshot_apply_in_progress_total",
     "etcd_server_quota_backend_bytes",
     "etcd_server_id",
     "etcd_server_version",
@@ -53,6 +56,11 @@ ALERTS = [
     "etcd_mvcc_txn_total",
     "etcd_disk_wal_fsync_duration_seconds",
     "etcd_disk_backend_commit_duration_seconds",
+    "etcd_disk_backend_defrag_duration_seconds",
+    "etcd_disk_backend_snapshot_duration_seconds",
+    "etcd_disk_defrag_inflight",
+    "etcd_mvcc_hash_duration_seconds",
+    "etcd_mvcc_hash_rev_duration_seconds",
     "etcd_debugging_mvcc_keys_total",
     "etcd_debugging_mvcc_current_revision",
     "etcd_debugging_mvcc_compact_revision",
@@ -258,6 +266,34 @@ def test_operations_move_them() -> None:
         assert moved("grpc_server_msg_received_total", grpc_method="Compact", **kv) == 2
         assert moved("grpc_server_msg_sent_total", grpc_method="Compact", **kv) == 2
         assert moved("grpc_server_handled_total", grpc_method="Put", grpc_code="OK", **kv) == 2
+
+
+def test_what_takes_long_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve() as server, client(server) as call:
+        store, seen = server.server.node.store, []
+        defragment = store.defragment
+
+        def looked_at() -> object:
+            seen.append(scrape(server.url).value("etcd_disk_defrag_inflight"))
+            return defragment()
+
+        monkeypatch.setattr(store, "defragment", looked_at)
+        call("Maintenance/Defragment", rpc.DefragmentRequest())
+        call("Maintenance/Hash", rpc.HashRequest())
+        for _ in range(2):
+            call("Maintenance/HashKV", rpc.HashKVRequest())
+        with grpc.insecure_channel(f"{server.host}:{server.port}") as channel:
+            snapshot = channel.unary_stream("/etcdserverpb.Maintenance/Snapshot")
+            assert len(list(snapshot(b"", timeout=SECONDS))) >= 2
+        found = scrape(server.url)
+        assert [*seen, found.value("etcd_disk_defrag_inflight")] == [1, 0]
+        timed = {
+            "etcd_disk_backend_defrag_duration_seconds": 1,
+            "etcd_disk_backend_snapshot_duration_seconds": 1,
+            "etcd_mvcc_hash_duration_seconds": 1,
+            "etcd_mvcc_hash_rev_duration_seconds": 2,
+        }
+        assert {name: found.value(f"{name}_count") for name in timed} == timed
 
 
 def test_bytes_of_messages_are_counted() -> None:

@@ -91,6 +91,19 @@ def _server(node: Node) -> Iterator[Family]:
         ("proposals_committed_total", "gauge", "The total number of consensus proposals committed.", node.raft_index),
         ("proposals_pending", "gauge", "The current number of pending proposals to commit.", node.writer.under_way),
         ("proposals_failed_total", "counter", "The total number of failed proposals seen.", tally.proposals_failed),
+        ("read_indexes_failed_total", "counter", "The total number of failed read indexes seen.", 0),
+        (
+            "slow_read_indexes_total",
+            "counter",
+            "The total number of pending read indexes not in sync with leader's or timed out read index requests.",
+            0,
+        ),
+        (
+            "snapshot_apply_in_progress_total",
+            "gauge",
+            "1 if the server is applying the incoming snapshot. 0 if none.",
+            0,
+        ),
         (
             "slow_apply_total",
             "counter",
@@ -180,6 +193,16 @@ def _store(node: Node) -> Iterator[Family]:
     yield _plain("etcd_disk_wal_fsync_duration_seconds", "histogram", text, tally.commits)
     text = "The latency distributions of commit called by backend."
     yield _plain("etcd_disk_backend_commit_duration_seconds", "histogram", text, tally.commits)
+    text = "Whether or not defrag is active on the member. 1 means active, 0 means not."
+    yield _plain("etcd_disk_defrag_inflight", "gauge", text, min(tally.defragments_under_way, 1))
+    text = "The latency distribution of backend defragmentation."
+    yield _plain("etcd_disk_backend_defrag_duration_seconds", "histogram", text, tally.defragments)
+    text = "The latency distribution of backend snapshots."
+    yield _plain("etcd_disk_backend_snapshot_duration_seconds", "histogram", text, tally.snapshots)
+    text = "The latency distribution of storage hash operation."
+    yield _plain("etcd_mvcc_hash_duration_seconds", "histogram", text, tally.hashes)
+    text = "The latency distribution of storage hash by revision operation."
+    yield _plain("etcd_mvcc_hash_rev_duration_seconds", "histogram", text, tally.hashes_of_revisions)
 
 
 def _leases_and_watches(node: Node) -> Iterator[Family]:

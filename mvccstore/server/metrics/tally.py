@@ -10,6 +10,9 @@ from mvccstore.types import DeleteRequest, PutRequest, RangeRequest, TxnRequest,
 
 COMMIT_BOUNDS = tuple(0.001 * 2**power for power in range(14))
 """Seconds: those of etcd's histograms of its disk."""
+DEFRAGMENT_BOUNDS = tuple(0.1 * 2**power for power in range(13))
+SNAPSHOT_BOUNDS = tuple(0.01 * 2**power for power in range(17))
+HASH_BOUNDS = SNAPSHOT_BOUNDS[:15]
 _VERSIONS_MAX = 100
 _OTHERS = "other"
 
@@ -27,8 +30,12 @@ class Tally:
 
     __slots__ = (
         "commits",
+        "defragments",
+        "defragments_under_way",
         "deletes",
         "events",
+        "hashes",
+        "hashes_of_revisions",
         "health_failures",
         "health_successes",
         "leases_at_start",
@@ -40,6 +47,7 @@ class Tally:
         "puts",
         "ranges",
         "requests",
+        "snapshots",
         "txns",
         "watches",
     )
@@ -51,6 +59,10 @@ class Tally:
         self.events = 0
         self.proposals_failed = self.health_successes = self.health_failures = 0
         self.commits = Histogram(COMMIT_BOUNDS)
+        self.defragments = Histogram(DEFRAGMENT_BOUNDS)
+        self.defragments_under_way = 0
+        self.snapshots = Histogram(SNAPSHOT_BOUNDS)
+        self.hashes, self.hashes_of_revisions = Histogram(HASH_BOUNDS), Histogram(HASH_BOUNDS)
         self.requests: dict[str, list[int]] = {}
         """Calls by the version that clients say they are of: unary, and streams."""
         self.watches: Callable[[], Watches] = Watches

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from typing import TypeVar
 
 from mvccstore.errors import AttributesConflictError, StoreError
 from mvccstore.etcd_file.buckets import AlarmRecord, ClusterRecords
@@ -21,9 +22,11 @@ from mvccstore.server.errors import Refusal
 from mvccstore.server.messages import rpc
 from mvccstore.server.node import Node
 from mvccstore.server.transport.call import Call, Method
+from mvccstore.server.transport.counts import Histogram
 from mvccstore.server.transport.status import Code, RpcError
 from mvccstore.store import Store
 
+T = TypeVar("T")
 _log = logging.getLogger("mvccstore.server")
 
 _CHUNK_BYTES = 32 * 1024
@@ -172,7 +175,7 @@ class Maintenance:
         call.run(self._hash())
 
     async def _hash(self) -> bytes:
-        found = await asyncio.get_running_loop().run_in_executor(None, self._store.hash_kv)
+        found = await self._timed(self._node.tally.hashes, self._store.hash_kv)
         return self._node.header() + rpc.HashResponse(hash=found.hash).SerializeToString()
 
     def hash_kv(self, call: Call, message: rpc.HashKVRequest) -> bytes | None:
@@ -185,7 +188,7 @@ class Maintenance:
 
     async def _hash_kv(self, revision: int) -> bytes:
         work = partial(self._store.hash_kv, revision=revision)
-        found = await asyncio.get_running_loop().run_in_executor(None, work)
+        found = await self._timed(self._node.tally.hashes_of_revisions, work)
         return self._hash_answer(found.hash, found.compact_revision, found.hash_revision)
 
     def _hash_answer(self, number: int, compact_revision: int, hash_revision: int) -> bytes:
@@ -202,8 +205,20 @@ class Maintenance:
         call.run(self._defragment())
 
     async def _defragment(self) -> bytes:
-        await asyncio.get_running_loop().run_in_executor(None, self._store.defragment)
+        tally = self._node.tally
+        tally.defragments_under_way += 1
+        try:
+            await self._timed(tally.defragments, self._store.defragment)
+        finally:
+            tally.defragments_under_way -= 1
         return b""
+
+    async def _timed(self, seconds: Histogram, work: Callable[[], T]) -> T:
+        """Work on a thread, and count how long that took."""
+        began_at = self._node.slow.now()
+        result = await asyncio.get_running_loop().run_in_executor(None, work)
+        seconds.observe(self._node.slow.now() - began_at)
+        return result
 
     def snapshot(self, call: Call, _message: rpc.SnapshotRequest) -> None:
         """Send the store as etcd's database file, and its SHA-256 after it."""
@@ -212,10 +227,12 @@ class Maintenance:
 
     async def _snapshot(self, call: Call) -> None:
         folder = _folder_of(self._store)
+        began_at = self._node.slow.now()
         try:
             await self._send_snapshot(call, folder)
         except OSError as error:
             raise _no_snapshot(folder, error) from error
+        self._node.tally.snapshots.observe(self._node.slow.now() - began_at)
         call.finish()
 
     async def _send_snapshot(self, call: Call, folder: str | None) -> None:
