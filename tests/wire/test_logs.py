@@ -34,8 +34,9 @@ from mvccstore.types import (
     WriteRequest,
 )
 from tests.oracle.process import running_etcd
+from tests.wire.auth_calls import authenticate, disable, enable, grant_role, user_add, user_add_without_password
 from tests.wire.calls import delete, get, put, put_op, txn
-from tests.wire.client import Client, Endpoint
+from tests.wire.client import Client, Endpoint, RpcFailure
 from tests.wire.pair import needs_oracle
 from tests.wire.test_process import READY, call, running
 
@@ -202,6 +203,43 @@ def test_a_real_etcd_says_it_in_the_same_words(tmp_path: Path, slow: Client, cap
     assert set(theirs[0]) - {"level", "ts", "caller", "msg"} == set(ours[0])
     requests = {line["request"].partition("> ")[2].replace(" ", "") for line in theirs}
     assert {found["request"].replace(" ", "") for found in ours} <= requests
+
+
+@needs_oracle
+def test_who_is_refused_and_whether_authentication_is_on_is_said_as_by_etcd(
+    tmp_path: Path, slow: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "mvccstore.server")
+    said = ("enabled authentication", "invalid authentication was requested", "disabled authentication")
+    with (
+        running_etcd(tmp_path / "etcd", ("--log-level=info",)) as etcd,
+        Client(Endpoint(etcd.host, etcd.port)) as client,
+    ):
+        for each in (client, slow):
+            for begun in (
+                user_add("root", "pw"),
+                user_add_without_password("guest"),
+                grant_role("root", "root"),
+                enable(),
+            ):
+                each.unary(begun.method, begun.request)
+            for refused in (authenticate("root", "no"), authenticate("nobody", "pw"), authenticate("guest")):
+                with pytest.raises(RpcFailure):
+                    each.unary(refused.method, refused.request)
+            token = each.unary(authenticate("root", "pw").method, authenticate("root", "pw").request).token
+            each.unary(disable().method, disable().request, [("token", token)])
+        lines = [json.loads(line) for line in etcd.log.splitlines()]
+    theirs = [
+        (line["level"], line["msg"], line.get("user"), line.get("error")) for line in lines if line["msg"] in said
+    ]
+    ours = [
+        (record.levelname.lower().removesuffix("ing"), record.getMessage(), fields.get("user"), fields.get("error"))
+        for record in caplog.records
+        for fields in (getattr(record, "fields", {}),)
+        if record.getMessage() in said
+    ]
+    assert ours == theirs
+    assert len(ours) == 5
 
 
 # The form of the lines

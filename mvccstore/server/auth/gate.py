@@ -12,6 +12,7 @@ Invariants:
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from mvccstore.server.transport.call import Call, Peer
 from mvccstore.server.writer import UNDER_WAY_MAX, Writer
 from mvccstore.store import Store
 from mvccstore.types import PutRequest, Result
+
+_log = logging.getLogger("mvccstore.server")
 
 Check = Callable[[], None]
 """Raises if something may not be; to be called on the writer's thread, or on any other but the loop's."""
@@ -309,6 +312,8 @@ class Gate:
     def _apply(self, change: Change, version: int) -> None:
         self.accounts.apply(change, version)
         self.is_enabled = self.accounts.is_enabled
+        if change.is_enabled is not None:
+            _log.info("enabled authentication" if change.is_enabled else "disabled authentication")
         if change.stale_user is not None:
             self.tokens.forget(change.stale_user)
         if change.is_enabled is False:

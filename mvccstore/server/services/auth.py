@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from mvccstore.server.auth.accounts import Accounts, Change
@@ -13,8 +14,17 @@ from mvccstore.server.errors import Refusal
 from mvccstore.server.messages import rpc
 from mvccstore.server.node import Node
 from mvccstore.server.transport.call import Call, Method
+from mvccstore.server.transport.status import RpcError
+
+_log = logging.getLogger("mvccstore.server")
 
 _SERVICE = "/etcdserverpb.Auth/"
+_WHY = {
+    Refusal.NO_PASSWORD_USER: "auth: authentication failed, password was given for no password user",
+    Refusal.AUTH_FAILED: "auth: authentication failed, invalid user ID or password",
+}
+"""In etcd's words, as it logs them."""
+_NAME_SHOWN_MAX = 200
 
 
 class Auth:
@@ -93,12 +103,12 @@ class Auth:
                 raise Refusal.AUTH_NOT_ENABLED.error()
             user = accounts.users.get(name)
             if user is not None and user.has_no_password:
-                raise Refusal.NO_PASSWORD_USER.error()
+                raise _refused(name, Refusal.NO_PASSWORD_USER)
             revision = accounts.revision
             # It takes as long where there is no such user: else the time would tell which names there are.
             hashed = self._passwords.decoy if user is None else user.password
             if not await self._passwords.match(password, hashed) or user is None:
-                raise Refusal.AUTH_FAILED.error()
+                raise _refused(name, Refusal.AUTH_FAILED)
             if accounts.is_enabled and accounts.revision == revision:  # else the password may be another one by now
                 break
         self._node.count_command()
@@ -211,6 +221,13 @@ class Auth:
         return self._change(
             call, lambda accounts: accounts.revoke_permission(message.role, message.key, message.range_end)
         )
+
+
+def _refused(name: str, refusal: Refusal) -> RpcError:
+    """Log that a token was refused, and return how the call ends."""
+    fields = {"user": name[:_NAME_SHOWN_MAX], "error": _WHY[refusal]}
+    _log.warning("invalid authentication was requested", extra={"fields": fields})
+    return refusal.error()
 
 
 def _with_hash(accounts: Accounts, name: str, text: str) -> Change:
