@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TextIO
 
 from mvccstore.clock import SystemClock
+from mvccstore.server.rotation import RotatedFile, Rotation
 
 LEVELS = {
     "debug": logging.DEBUG,
@@ -111,7 +112,9 @@ class ConsoleFormatter(logging.Formatter):
         return "\t".join([*parts, json.dumps(fields)] if fields else parts)
 
 
-def set_up_log(level: int, form: str, outputs: Sequence[str], stack: ExitStack) -> None:
+def set_up_log(
+    level: int, form: str, outputs: Sequence[str], stack: ExitStack, rotation: Rotation | None = None
+) -> None:
     """Have everything logged from a level on, until the stack is closed.
 
     Args:
@@ -119,6 +122,7 @@ def set_up_log(level: int, form: str, outputs: Sequence[str], stack: ExitStack) 
         form: One of `FORMATS`.
         outputs: `stdout`, `stderr`, `default` (which is stderr), or paths of files to append to.
         stack: Has what is to be undone.
+        rotation: When files are put aside; never if there is none.
 
     Raises:
         OSError: A file cannot be written to.
@@ -128,14 +132,15 @@ def set_up_log(level: int, form: str, outputs: Sequence[str], stack: ExitStack) 
     logger.setLevel(level)
     sampling = _Sampling()
     for output in outputs or ("default",):
-        stream: TextIO
+        stream: TextIO | RotatedFile
         if output in {"default", "stderr"}:
             stream = sys.stderr
         elif output == "stdout":
             stream = sys.stdout
         else:
-            stream = stack.enter_context(_append_to(output))
-        handler = logging.StreamHandler(stream)
+            stream = _append_to(output) if rotation is None else RotatedFile(Path(output), rotation)
+            stack.callback(stream.close)
+        handler: logging.Handler = logging.StreamHandler(stream)
         handler.setFormatter(JsonFormatter() if form == "json" else ConsoleFormatter())
         handler.addFilter(sampling)
         logger.addHandler(handler)

@@ -32,6 +32,7 @@ from mvccstore.server.flags import FlagError, Value, listed, parse
 from mvccstore.server.logs import FORMATS, LEVELS, set_up_log
 from mvccstore.server.member import Identity
 from mvccstore.server.node import RequestLimits
+from mvccstore.server.rotation import Rotation, rotation_of
 from mvccstore.server.securing import AutoTLS, tls_of
 from mvccstore.server.server import Protocols, Server, ServerOptions
 from mvccstore.server.serving import new_event_loop
@@ -76,6 +77,7 @@ class Plan:
     log_format: str
     log_outputs: tuple[str, ...]
     auto_tls: AutoTLS | None = None
+    log_rotation: Rotation | None = None
 
 
 def plan(flags: Mapping[str, Value]) -> Plan:
@@ -133,6 +135,7 @@ def plan(flags: Mapping[str, Value]) -> Plan:
         _text(flags, "log-format"),
         listed(flags, "log-outputs"),
         auto_tls,
+        _rotation(flags),
     )
 
 
@@ -164,6 +167,20 @@ def _check_log(flags: Mapping[str, Value]) -> None:
     if "default" in listed(flags, "log-outputs") and len(listed(flags, "log-outputs")) > 1:
         msg = 'multi logoutput for "default" is not supported yet'
         raise FlagError(msg)
+
+
+def _rotation(flags: Mapping[str, Value]) -> Rotation | None:
+    if not flags["enable-log-rotation"]:
+        return None
+    outputs = listed(flags, "log-outputs")
+    files = len(set(outputs) - {"default", "stderr", "stdout"})
+    if files > 1 or (files == 0 and len(outputs) == 1):
+        msg = "--log-outputs requires a single file path when --log-rotate-config-json is defined"
+        raise FlagError(msg)
+    try:
+        return rotation_of(_text(flags, "log-rotation-config-json"))
+    except ValueError as error:
+        raise FlagError(str(error)) from error
 
 
 def _check_cluster(flags: Mapping[str, Value], name: str, peer_urls: tuple[str, ...]) -> None:
@@ -232,7 +249,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) 
     _raise_file_limit()
     with ExitStack() as stack:
         try:
-            set_up_log(chosen.log_level, chosen.log_format, chosen.log_outputs, stack)
+            set_up_log(chosen.log_level, chosen.log_format, chosen.log_outputs, stack, chosen.log_rotation)
         except OSError as error:
             sys.stderr.write(f"--log-outputs: {error}\n")
             return EXIT_FAILED

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,13 @@ import pytest
 import mvccstore
 from mvccstore.attributes import attributes_request
 from mvccstore.server import ServerOptions, serve
+from mvccstore.server.flags import FlagError, parse
 from mvccstore.server.logs import SAMPLED_FIRST, Sampler, set_up_log
 from mvccstore.server.messages import rpc
+from mvccstore.server.process import plan
+from mvccstore.server.rotation import RotatedFile, Rotation
 from mvccstore.server.slow import SHOWN_MAX, SlowOptions, SlowRequests, shown
+from mvccstore.testing import FakeClock
 from mvccstore.types import (
     CompactRequest,
     Compare,
@@ -300,6 +307,103 @@ def test_a_sampler_begins_anew_each_second() -> None:
     assert sampler.allows("b")
     now = 1.0
     assert [sampler.allows("a") for _ in range(300)].count(True) == SAMPLED_FIRST + 2
+
+
+# Rotation
+
+
+def aside(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name != "etcd.log")
+
+
+def until_swept() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "log rotation":
+            thread.join(20)
+
+
+def test_a_large_file_is_put_aside_under_the_time(tmp_path: Path) -> None:
+    path, clock = tmp_path / "logs" / "etcd.log", FakeClock()
+    file = RotatedFile(path, Rotation(maxsize=1), clock)
+    names = []
+    for letter in "abc":
+        clock.advance(60)
+        when = datetime.fromtimestamp(clock.time_ms() / 1_000, UTC).strftime("%Y-%m-%dT%H-%M-%S.%f")[:-3]
+        names.append(f"etcd-{when}.log")
+        file.write(letter * 600_000)
+    assert aside(path.parent) == names[1:]
+    assert [(path.parent / name).read_text()[0] for name in names[1:]] == ["a", "b"]
+    file.close()
+    file = RotatedFile(path, Rotation(maxsize=1), clock)
+    file.write("d" * 600_000)
+    assert path.read_text() == "d" * 600_000, "what was there counts"
+    file.close()
+
+
+def test_what_was_put_aside_is_compressed_and_removed(tmp_path: Path) -> None:
+    path, clock = tmp_path / "etcd.log", FakeClock()
+    (tmp_path / "etcd-mine.log").touch()
+    file = RotatedFile(path, Rotation(maxsize=1, maxbackups=2, compress=True), clock)
+    for letter in "abcde":
+        clock.advance(60)
+        file.write(letter * 600_000)
+        until_swept()
+    *kept, others = aside(tmp_path)
+    assert others == "etcd-mine.log"
+    assert [gzip.decompress((tmp_path / name).read_bytes())[:1] for name in kept] == [b"c", b"d"]
+    file.close()
+    clock.advance(2 * 86_400)
+    RotatedFile(path, Rotation(maxage=1), clock).close()
+    until_swept()
+    assert aside(tmp_path) == ["etcd-mine.log"]
+
+
+def test_a_file_that_cannot_be_put_aside_is_written_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "etcd.log"
+    file = RotatedFile(path, Rotation(maxsize=1))
+
+    def refuses(*_: object) -> None:
+        raise PermissionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refuses)
+        for _ in range(2):
+            file.write("a" * 600_000)
+    assert path.stat().st_size == 1_200_000
+    file.write("b")
+    assert path.read_text() == "b"
+    file.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--log-outputs=stderr"], "requires a single file path"),
+        (["--log-outputs=a,b"], "requires a single file path"),
+        ([], "requires a single file path"),
+        (["--log-outputs=a", "--log-rotation-config-json={"], "improperly formatted log rotation config"),
+        (["--log-outputs=a", '--log-rotation-config-json={"maxsize":"1"}'], 'config: maxsize is "1"'),
+        (["--log-outputs=a", '--log-rotation-config-json={"maxage":true}'], "config: maxage is true"),
+        (["--log-outputs=a", "--log-rotation-config-json=5"], "config: it is 5"),
+        (["--log-outputs=a", "--log-rotation-config-json=null"], "config: it is null"),
+    ],
+)
+def test_rotations_that_cannot_be(arguments: list[str], message: str) -> None:
+    with pytest.raises(FlagError, match=message):
+        plan(parse(["--enable-log-rotation", *arguments], {}))
+
+
+def test_a_process_rotates_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "etcd.log"
+    path.write_text("x" * (1 << 20))
+    path.chmod(0o640)
+    config = '--log-rotation-config-json={"MaxSize":1,"maxbackups":1,"maxage":null,"other":[]}'
+    with running("--memory", f"--log-outputs={path},stderr", "--enable-log-rotation", config):
+        assert len(aside(tmp_path)) == 1
+        assert READY in path.read_text()
+        assert path.stat().st_mode & 0o777 == 0o640
+    assert plan(parse(["--log-outputs=a", "--enable-log-rotation"], {})).log_rotation == Rotation()
+    assert plan(parse(["--log-outputs=a"], {})).log_rotation is None
 
 
 # The process
