@@ -241,7 +241,8 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> dict[str,
     found = {flag.name: flag.default for flag in FLAGS}
     given: dict[str, Value] = {}
     for flag in FLAGS:
-        text = environment.get("ETCD_" + flag.name.upper().replace("-", "_"))
+        variable = flag.name.upper().replace("-", "_")
+        text = environment.get("ETCD_" + variable) or environment.get("ETCD_EXPERIMENTAL_" + variable)
         if text and flag.name not in from_line:
             given[flag.name] = _convert(flag, text, "environment variable")
     given |= from_line

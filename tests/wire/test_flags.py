@@ -98,6 +98,14 @@ def test_the_command_line_goes_before_the_environment() -> None:
     assert (found["name"], found["max-txn-ops"]) == ("line", 7)
 
 
+def test_the_environment_has_the_older_names_too() -> None:
+    """etcd takes the variable of each flag that it has, and it has both of some."""
+    name, old = "watch-progress-notify-interval", "ETCD_EXPERIMENTAL_WATCH_PROGRESS_NOTIFY_INTERVAL"
+    assert parse([], {old: "5s"})[name] == 5.0
+    assert parse([], {old: "5s", "ETCD_WATCH_PROGRESS_NOTIFY_INTERVAL": "6s"})[name] == 6.0
+    assert parse([f"--experimental-{name}=7s"], {old: "5s"})[name] == 7.0
+
+
 @pytest.mark.parametrize("form", ["json", "yaml"])
 def test_with_a_file_all_else_is_ignored(tmp_path: Path, form: str) -> None:
     path = tmp_path / "etcd.conf"
