@@ -21,7 +21,6 @@ _REMOVED = "etcd/removed/"
 _UNIX_SCHEMES = frozenset({"unix", "unixs"})
 # The port has to be there, though it may be empty: Go splits host and port at a colon.
 _ADDRESS = re.compile(r"""(?:[^@]*@)?(?:\[[^\s\[\]]*\]|[\w.~!$&'()*+,;=<>"-]*):[0-9]*""")
-LEARNERS_MAX = 1
 
 
 class Members:
@@ -30,8 +29,9 @@ class Members:
     Used on any thread, but for `advertise`.
     """
 
-    def __init__(self, store: Store, identity: Identity) -> None:
+    def __init__(self, store: Store, identity: Identity, learners_max: int) -> None:
         self._store = store
+        self._learners_max = learners_max
         self._as_started = MemberRecord(identity.member_id, identity.peer_urls, identity.name, identity.client_urls)
 
     def advertise(self, client_urls: tuple[str, ...]) -> None:
@@ -83,7 +83,7 @@ class Members:
         if any(member.id == number for member in members):
             raise Refusal.MEMBER_EXISTS.error()
         _check_unused(peer_urls, members)
-        if is_learner and sum(member.is_learner for member in members) >= LEARNERS_MAX:
+        if is_learner and sum(member.is_learner for member in members) >= self._learners_max:
             raise Refusal.TOO_MANY_LEARNERS.error()
         member = MemberRecord(number, peer_urls, is_learner=is_learner)
         return member, {_name(number): encode_member(member)[1]}

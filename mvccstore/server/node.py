@@ -61,6 +61,8 @@ class RequestLimits:
     max_txn_ops: int = 128
     election_timeout_ms: int = 1_000
     progress_notify_seconds: float = 600.0
+    learners_max: int = 1
+    """The most members that do not vote: `--max-learners`."""
     leases_max: int = 1_000_000
     """The most leases; no flag of etcd's, as for the next one."""
     watches_max: int = 1_000_000
@@ -115,7 +117,7 @@ class Node:
         """When the connections write what is answered."""
         self.writer = Writer(store, self.tally.commits, self.slow, self.flushes)
         self.alarms = Alarms(store, self.writer, self.member_id, quota_bytes)
-        self.members = Members(store, identity)
+        self.members = Members(store, identity, limits.learners_max)
         auth = auth or AuthOptions()
         self.auth = Gate(store, self.writer, clock, auth, strips_bearer=persona.strips_bearer)
         self.passwords = Passwords(auth.bcrypt_cost)

@@ -107,6 +107,7 @@ def plan(flags: Mapping[str, Value]) -> Plan:
             _int(flags, "max-txn-ops"),
             _int(flags, "election-timeout"),
             max(0.1, _seconds(flags, "watch-progress-notify-interval")),
+            _int(flags, "max-learners"),
         ),
         TransportLimits(
             message_bytes_max=max_request_bytes + 512 * 1024,

@@ -380,6 +380,15 @@ def test_members(fresh_pair: Pair, case: Case) -> None:
     judge(fresh_pair, case)
 
 
+@pytest.mark.parametrize("most", [0, 2])
+def test_as_many_learners_as_the_flag_says(tmp_path: Path, most: int) -> None:
+    options = replace(OPTIONS, requests=replace(OPTIONS.requests, learners_max=most))
+    with running_pair(
+        tmp_path / "pair", engine="memory", arguments=[f"--max-learners={most}"], options=options
+    ) as pair:
+        pair.play(*(learner(f"http://127.0.0.1:{number}") for number in (9, 10, 11)), members())
+
+
 def test_snapshot_has_the_same_shape(fresh_pair: Pair) -> None:
     """The length of the file is each one's own: first, last and what holds between are compared."""
     shapes = []

@@ -976,6 +976,7 @@ def test_the_page_says_what_is_counted() -> None:
 FLAGS = {
     "max-request-bytes": ("2000000", 2_000_000),
     "max-txn-ops": ("7", 7),
+    "max-learners": ("7", 7),
     "max-concurrent-streams": ("5", 5),
     "grpc-keepalive-min-time": ("7s", 7.0),
     "grpc-keepalive-interval": ("7m", 420.0),
