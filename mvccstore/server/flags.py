@@ -249,7 +249,8 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> dict[str,
     file = given.get("config-file")
     if file:
         given = _parse_file(str(file))
-    _check_advertised(given)
+    else:
+        _check_advertised(given)
     return found | given
 
 

@@ -141,6 +141,15 @@ def test_a_file_has_lists_and_names_without_a_value(tmp_path: Path) -> None:
     assert plan(found).log_outputs == ("stderr", "stdout")
 
 
+def test_a_file_need_not_say_what_is_advertised(tmp_path: Path) -> None:
+    """A command line and an environment do; etcd's defaults are there before it reads a file."""
+    path = tmp_path / "etcd.conf.yml"
+    path.write_text("listen-client-urls: http://127.0.0.1:1\n")
+    chosen = plan(parse(["--config-file", str(path)], {}))
+    assert chosen.options.identity.client_urls == ("http://localhost:2379",)
+    assert [listener.port for listener in chosen.listeners] == [1]
+
+
 @pytest.mark.parametrize("text", ["- a\n- b\n", "a: [", "\x00"])
 def test_a_file_that_is_none_is_said(tmp_path: Path, text: str) -> None:
     path = tmp_path / "etcd.conf"
