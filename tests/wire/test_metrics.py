@@ -85,6 +85,7 @@ ALERTS = [
     "process_max_fds",
     "process_start_time_seconds",
     "process_virtual_memory_bytes",
+    "process_virtual_memory_max_bytes",
     "os_fd_used",
     "os_fd_limit",
 ]
@@ -356,6 +357,9 @@ def test_leases_that_expire_are_counted() -> None:
             assert watcher.next_batch(timeout=SECONDS) is not None
         found = scrape(server.url)
         assert found.value("etcd_debugging_lease_renewed_total") == 1
+        times = [found.value("etcd_debugging_lease_ttl_total_bucket", le=most) for most in ("8", "16", "64", "128")]
+        assert times == [0, 1, 1, 2]
+        assert found.value("etcd_debugging_lease_ttl_total_sum") == 110
         assert found.value("etcd_debugging_server_lease_expired_total") == 1
 
 

@@ -22,6 +22,7 @@ Labels = tuple[tuple[str, str], ...]
 _Number = tuple[str, Kind, str, float]
 HANDLING_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Seconds: those of gRPC's histogram."""
+_NO_LIMIT = 1 << 64
 _QUOTA_BYTES_DEFAULT = 2 << 30
 _CODES = (
     *("OK", "Canceled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists"),
@@ -221,6 +222,8 @@ def _leases_and_watches(node: Node) -> Iterator[Family]:
     )
     for name, kind, text, value in numbers:
         yield _plain(f"etcd_debugging_{name}", kind, text, value)
+    text = "Bucketed histogram of lease TTLs."
+    yield _plain("etcd_debugging_lease_ttl_total", "histogram", text, tally.lease_seconds)
 
 
 def _calls(methods: Sequence[Method]) -> Iterator[Family]:
@@ -270,6 +273,11 @@ def _labels(method: Method) -> Labels:
 
 def _process() -> Iterator[Family]:
     """What the system knows of the process, of which `prometheus_client` has the rest."""
+    text = "Maximum amount of virtual memory available in bytes."
+    most = resource.getrlimit(resource.RLIMIT_AS)[0]
+    yield _plain(
+        "process_virtual_memory_max_bytes", "gauge", text, _NO_LIMIT if most == resource.RLIM_INFINITY else most
+    )
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     yield _plain("os_fd_limit", "gauge", "The file descriptor limit.", limit)
     try:

@@ -94,7 +94,21 @@ def _add_histogram(
     below = 0
     for bound, number in zip((*histogram.bounds, float("inf")), histogram.counts, strict=True):
         below += number
-        shown = "+Inf" if bound == float("inf") else f"{bound:g}"
+        shown = "+Inf" if bound == float("inf") else _shown(bound)
         add(f"{name}_bucket", {**labels, "le": shown}, below)
     add(f"{name}_count", labels, below)
     add(f"{name}_sum", labels, histogram.total)
+
+
+def _shown(bound: float) -> str:
+    """Return a bound as Go writes it, which is what tells the buckets of a histogram apart.
+
+    >>> _shown(0.005), _shown(131072.0), _shown(1048576.0), _shown(2e6)
+    ('0.005', '131072', '1.048576e+06', '2e+06')
+    """
+    text = f"{bound:g}"
+    return (
+        text
+        if float(text) == bound
+        else next(each for digits in range(6, 18) if float(each := f"{bound:.{digits}e}") == bound)
+    )

@@ -13,6 +13,7 @@ COMMIT_BOUNDS = tuple(0.001 * 2**power for power in range(14))
 DEFRAGMENT_BOUNDS = tuple(0.1 * 2**power for power in range(13))
 SNAPSHOT_BOUNDS = tuple(0.01 * 2**power for power in range(17))
 HASH_BOUNDS = SNAPSHOT_BOUNDS[:15]
+TTL_BOUNDS = tuple(float(2**power) for power in range(24))
 _VERSIONS_MAX = 100
 _OTHERS = "other"
 
@@ -38,6 +39,7 @@ class Tally:
         "hashes_of_revisions",
         "health_failures",
         "health_successes",
+        "lease_seconds",
         "leases_at_start",
         "leases_granted",
         "leases_renewed",
@@ -56,6 +58,7 @@ class Tally:
         self.ranges = self.puts = self.deletes = self.txns = self.put_bytes = 0
         self.leases_at_start = leases
         self.leases_granted = self.leases_revoked = self.leases_renewed = 0
+        self.lease_seconds = Histogram(TTL_BOUNDS)
         self.events = 0
         self.proposals_failed = self.health_successes = self.health_failures = 0
         self.commits = Histogram(COMMIT_BOUNDS)

@@ -65,6 +65,7 @@ class LeaseService:
 
         def answer(_: Result) -> bytes:
             node.tally.leases_granted += 1
+            node.tally.lease_seconds.observe(float(ttl))
             return node.header() + rpc.LeaseGrantResponse(ID=lease_id, TTL=ttl).SerializeToString()
 
         node.submit(call, LeaseGrantRequest(lease_id, ttl * 1000), answer)
