@@ -313,6 +313,24 @@ def test_who_sends_faster_than_is_carried_out_fills_its_socket_and_no_memory(hea
     run(test)
 
 
+def test_who_sends_much_is_read_from_once_in_a_turn() -> None:
+    async def test() -> None:
+        wire = connected(Leases().handler(TransportLimits()), TransportLimits())
+        wire.connection.data_received(POST % 1_000_000)
+        wire.connection.data_received(b" " * 1_000)
+        assert wire.is_reading
+        for _ in range(3):
+            wire.connection.data_received(b" " * 100_000)
+            assert not wire.is_reading
+            await asyncio.sleep(0)
+            assert wire.is_reading
+        wire.connection.data_received(b" " * 100_000)
+        wire.close()
+        await asyncio.sleep(0)
+
+    run(test)
+
+
 @pytest.mark.parametrize("is_socket", [True, False])
 def test_who_does_not_read_is_asked_nothing_more(is_socket: bool) -> None:
     async def test() -> None:

@@ -47,6 +47,8 @@ from mvccstore.server.transport.stalls import Stall
 _log = logging.getLogger("mvccstore.server")
 
 _CLOSE = (b"Connection", b"close")
+_MUCH_BYTES = 64 * 1024
+"""Who has sent so much at once is read from once in a turn of the loop; uvloop would read up to 8 MB of each."""
 _JOINED_MAX = 64
 _JOINED_BYTES_MAX = 16_384
 """Parts are joined into one write up to so many, and none that is larger."""
@@ -99,6 +101,8 @@ class Http1Connection(asyncio.Protocol):
         self._is_lingering = False
         self._has_eof = False
         self._is_reading = True
+        self._is_resting = False
+        """Whether so much was read in this turn that others have theirs first."""
         self._successor: Connection | None = None
         self._memory = Memory(limits)
         self._since = self._loop.time()
@@ -117,12 +121,20 @@ class Http1Connection(asyncio.Protocol):
         """Read on, unless a request is being answered: then what follows it has to wait."""
         if self._is_lingering:
             return
+        if len(data) >= _MUCH_BYTES and not self._is_resting:
+            self._is_resting = True
+            self._loop.call_soon(self._end_rest)
+            self._set_reading()
         if self._is_planned or (self._has_request and self._exchange is not None):
             self._held += data
             self._set_reading()
         else:
             self._feed(data)
             self._advance()
+
+    def _end_rest(self) -> None:
+        self._is_resting = False
+        self._set_reading()
 
     def _feed(self, data: bytes) -> None:
         if not self._has_part_of_head and not self._is_reading_body:
@@ -340,6 +352,7 @@ class Http1Connection(asyncio.Protocol):
         is_stalled = self._stall is not None and (exchange is None or exchange.is_open_ended)
         is_behind = exchange is not None and exchange.is_behind
         is_reading = len(self._held) <= self._limits.http_pipelined_bytes_max and not is_stalled and not is_behind
+        is_reading = is_reading and not self._is_resting
         if is_reading != self._is_reading and self._transport is not None and not self._transport.is_closing():
             self._is_reading = is_reading
             if is_reading:
