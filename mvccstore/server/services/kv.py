@@ -43,7 +43,7 @@ from mvccstore.server.services.translation import (
     range_request,
     txn_request,
 )
-from mvccstore.server.services.txn_answer import ROW_BYTES, check_answer, may_be_large
+from mvccstore.server.services.txn_answer import ROW_BYTES, check_answer, survey
 from mvccstore.server.transport.call import Call, Method
 from mvccstore.server.transport.status import Code, RpcError
 from mvccstore.types import (
@@ -80,6 +80,8 @@ _LARGE_COST: Final = 500
 _SMALL_ROWS: Final = 64
 _SMALL_BYTES: Final = 64 << 10
 """A range of no more is looked through on the loop; rows of no more, which a write has found, are encoded on it."""
+_OPERATION_BYTES_MIN: Final = 2
+"""What a compare or an operation takes in a request, at least."""
 _OPERATION_BYTES: Final = 512
 """What an operation of a txn takes in memory, beside what is in it."""
 _ID_BITS = 48
@@ -329,8 +331,9 @@ class KV:
         if gate.is_changing:
             gate.defer(call, lambda: self.txn(call, message))
             return
-        most = node.limits.txn_ops_all_max
-        operations = most - check_operations(message, most)
+        size = message.ByteSize()
+        if size > _OPERATION_BYTES_MIN * node.limits.txn_ops_all_max:  # less cannot have so many
+            check_operations(message, node.limits.txn_ops_all_max)
         cost = self._cost(message)
         node.alarms.admit(cost)
         request = txn_request(message, node.limits.max_txn_ops)
@@ -342,8 +345,8 @@ class KV:
         check = gate.check_txn(caller, message) if gate.is_enabled else None
         if is_read_only:
             gate.check_current(caller)
-        size = message.ByteSize() + operations * _OPERATION_BYTES
-        is_large = may_be_large(request)
+        operations, is_large = survey(request)
+        size += operations * _OPERATION_BYTES
         if is_large:
             check = partial(_check_both, check, partial(check_answer, self._store, request))
         answer = partial(self._txn_answer, call, request)

@@ -111,7 +111,7 @@ def delete_request(message: rpc.DeleteRangeRequest) -> DeleteRequest:
 
 
 def check_operations(message: rpc.TxnRequest, left: int) -> int:
-    """Look how many compares and operations a txn has, nested ones included; return how many more there may be.
+    """Look how many compares and operations a txn has, those of nested ones, too; return how many more there may be.
 
     Raises:
         RpcError: More than `left`. etcd has no such limit: where a txn may have 128 of each, its nested ones may have

@@ -26,10 +26,14 @@ _ROWS_MAX: Final = 64
 _RANGES_MAX: Final = 1
 
 
-def may_be_large(request: TxnRequest) -> bool:
-    """Say whether the answer has to be looked at: if there are several ranges in it, or many rows."""
-    rows = ranges = 0
+def survey(request: TxnRequest) -> tuple[int, bool]:
+    """Count the operations, those of both branches and of nested txns; and say whether the answer has to be looked at.
+
+    That is so if there are several ranges in it, or many rows.
+    """
+    number = rows = ranges = 0
     for operation in _operations(request):
+        number += 1
         if isinstance(operation, PutRequest):
             rows += operation.prev_kv
         elif isinstance(operation, DeleteRequest):
@@ -37,7 +41,7 @@ def may_be_large(request: TxnRequest) -> bool:
                 rows, ranges = _more(operation, 0, rows, ranges)
         elif isinstance(operation, RangeRequest) and not operation.count_only:
             rows, ranges = _more(operation, operation.limit, rows, ranges)
-    return rows > _ROWS_MAX or ranges > _RANGES_MAX
+    return number, rows > _ROWS_MAX or ranges > _RANGES_MAX
 
 
 def _more(operation: DeleteRequest | RangeRequest, limit: int, rows: int, ranges: int) -> tuple[int, int]:
