@@ -161,17 +161,17 @@ class KeepAlive:
     def __init__(self, node: Node, call: Call) -> None:
         self._node = node
         self._call = call
-        self._waiting: deque[rpc.LeaseKeepAliveRequest] = deque()
+        self._waiting: deque[int] = deque()
         self._is_ended = False
 
     def message(self, request: rpc.LeaseKeepAliveRequest) -> None:
         """Give a lease its whole time again; one that is not there has 0 seconds."""
         if not self._waiting and not self._node.auth.is_enabled:
-            self._keep(request)
+            self._keep(request.ID)
             return
         if len(self._waiting) >= WAITING_MAX:
             raise Refusal.TOO_MANY_REQUESTS.error(limit="keep_alives_waiting_max")
-        self._waiting.append(request)
+        self._waiting.append(request.ID)  # the request may be 2 MB, of fields that nobody knows
         if len(self._waiting) == 1:
             self._call.run(self._keep_waiting())
 
@@ -180,25 +180,25 @@ class KeepAlive:
         gate = self._node.auth
         loop = asyncio.get_running_loop()
         while self._waiting:
-            request = self._waiting[0]
+            lease_id = self._waiting[0]
             caller = gate.check_user(self._call)
-            check = gate.lease_check(caller, [request.ID], WRITE)
+            check = gate.lease_check(caller, [lease_id], WRITE)
             if check is not None:
                 judged_at = gate.accounts.revision
                 await loop.run_in_executor(None, check)
                 gate.check_unchanged(judged_at)
-            self._keep(request)
+            self._keep(lease_id)
             self._waiting.popleft()
         if self._is_ended:
             self._call.finish()
 
-    def _keep(self, request: rpc.LeaseKeepAliveRequest) -> None:
+    def _keep(self, lease_id: int) -> None:
         header = self._node.header()
         ttl = 0
         with suppress(LeaseNotFoundError):
-            ttl = math.ceil(self._node.store.lease(request.ID).keep_alive())
+            ttl = math.ceil(self._node.store.lease(lease_id).keep_alive())
             self._node.tally.leases_renewed += 1
-        self._call.send(header + int_field(2, request.ID) + int_field(3, ttl))
+        self._call.send(header + int_field(2, lease_id) + int_field(3, ttl))
 
     def end(self) -> None:
         """The client has none to keep alive any more."""
