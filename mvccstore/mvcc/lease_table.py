@@ -50,9 +50,14 @@ class LeaseTable:
         self._tidy()
 
     def renew(self, lease_id: int, now: float) -> None:
-        """Give a lease its whole time again. O(1)."""
-        ttl_ms, _ = self._leases[lease_id]
-        self._leases[lease_id] = (ttl_ms, _end_us(ttl_ms, now))
+        """Give a lease its whole time again. O(1); O(log leases) where that is less than it had left."""
+        ttl_ms, before_us = self._leases[lease_id]
+        end_us = _end_us(ttl_ms, now)
+        if end_us < before_us:
+            heappush(self._heap, (end_us, lease_id))  # I1: its entry may be that of before
+        self._leases[lease_id] = (ttl_ms, end_us)
+        if end_us < before_us:
+            self._tidy()
 
     def set_left(self, lease_id: int, left: float, now: float) -> None:
         """Have a lease end in so many seconds, whatever it was granted. O(log leases)."""

@@ -62,6 +62,16 @@ def check(table: LeaseTable) -> None:
     assert len(heap) <= 2 * len(table) + 64  # I2
 
 
+def test_lease_that_is_renewed_for_less_than_it_had_left_ends_then() -> None:
+    table = LeaseTable()
+    table.add(7, 1_000, 0)
+    table.set_left(7, 10, 0)
+    assert table.next_end() == 10
+    table.renew(7, 0)
+    check(table)
+    assert (table.next_end(), table.due(1)) == (1, [7])
+
+
 def test_heap_does_not_grow_with_leases_that_come_and_go() -> None:
     table = LeaseTable()
     for number in range(1_000):
