@@ -158,21 +158,21 @@ compaction 2
 lease grant 600
 lease list
 move-leader 1234
-snapshot save /dev/null
 """
 
 
 def test_with_authentication_on(tmp_path: Path) -> None:
     with running_twins(tmp_path, bcrypt_cost=COST) as twins:
-        play_with_authentication_on(twins)
+        play_with_authentication_on(twins, tmp_path)
 
 
-def play_with_authentication_on(twins: Twins) -> None:
+def play_with_authentication_on(twins: Twins, folder: Path) -> None:
     play(twins, "user add root:pw\nuser add bob:b\nrole add r\nuser grant-role bob r\nput a 1\nput n 1")
     play(twins, "role grant-permission r read a\nrole grant-permission r write b\nuser grant-role root root")
     assert twins.play("auth", "enable").out == "Authentication Enabled\n"
     play(twins, AS_ROOT, ROOT)
     play(twins, AS_BOB, BOB)
+    assert "permission denied" in twins.play("snapshot", "save", str(folder / "denied.db"), BOB).error
     play(twins, "get a\nget n", "--user=bob", "--password=b")
     play(twins, "get a\nput a 1\nuser list\nauth status\nmember list\nendpoint status\nlease grant 60\ncompaction 2")
     play(twins, "get a\nput a 1\nauth status", "--user=bob:wrong")

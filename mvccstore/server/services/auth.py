@@ -93,25 +93,26 @@ class Auth:
     def authenticate(self, call: Call, message: rpc.AuthenticateRequest) -> None:
         """Give a token for a password."""
         # Whoever it is may have to wait: no more is kept than is looked at, of names that there are and of a password.
-        name = message.name if message.name in self._accounts.users else ""
-        call.run(self._authenticate(name, cut(message.password)))
+        name = message.name if message.name in self._accounts.users else None
+        call.run(self._authenticate(name, message.name[:_NAME_SHOWN_MAX], cut(message.password)))
 
-    async def _authenticate(self, name: str, password: bytes) -> bytes:
+    async def _authenticate(self, name: str | None, shown: str, password: bytes) -> bytes:
         accounts = self._accounts
         while True:
             if not accounts.is_enabled:
                 raise Refusal.AUTH_NOT_ENABLED.error()
-            user = accounts.users.get(name)
+            user = None if name is None else accounts.users.get(name)
             if user is not None and user.has_no_password:
-                raise _refused(name, Refusal.NO_PASSWORD_USER)
+                raise _refused(shown, Refusal.NO_PASSWORD_USER)
             revision = accounts.revision
             # It takes as long where there is no such user: else the time would tell which names there are.
             hashed = self._passwords.decoy if user is None else user.password
             if not await self._passwords.match(password, hashed) or user is None:
-                raise _refused(name, Refusal.AUTH_FAILED)
+                raise _refused(shown, Refusal.AUTH_FAILED)
             if accounts.is_enabled and accounts.revision == revision:  # else the password may be another one by now
                 break
         self._node.count_command()
+        assert name is not None
         token = self._gate.tokens.assign(name, revision, self._node.raft_index)
         return self._node.header() + rpc.AuthenticateResponse(token=token).SerializeToString()
 
@@ -223,9 +224,9 @@ class Auth:
         )
 
 
-def _refused(name: str, refusal: Refusal) -> RpcError:
+def _refused(shown: str, refusal: Refusal) -> RpcError:
     """Log that a token was refused, and return how the call ends."""
-    fields = {"user": name[:_NAME_SHOWN_MAX], "error": _WHY[refusal]}
+    fields = {"user": shown, "error": _WHY[refusal]}
     _log.warning("invalid authentication was requested", extra={"fields": fields})
     return refusal.error()
 
