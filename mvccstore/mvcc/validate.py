@@ -32,8 +32,14 @@ def check_txn(request: TxnRequest, limits: Limits) -> None:
     Budget and overlaps are checked for both branches, whichever will run (etcd's rule).
     """
     _check_budget(request, limits, limits.txn_ops_max, 1)
-    _check_overlaps(request.success)
-    _check_overlaps(request.failure)
+    check_overlaps(request)
+
+
+def check_overlaps(request: TxnRequest) -> None:
+    """Raise if a txn may write a key twice, in either branch."""
+    for operations in (request.success, request.failure):
+        if len(operations) > 1 or (operations and isinstance(operations[0], TxnRequest)):
+            _check_overlaps(operations)
 
 
 def _check_budget(request: TxnRequest, limits: Limits, budget: int, depth: int) -> None:

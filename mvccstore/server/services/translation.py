@@ -7,8 +7,7 @@ error is the one it gives; what the store's state says is left to the store.
 from __future__ import annotations
 
 from mvccstore.errors import DuplicateKeyError
-from mvccstore.mvcc.validate import check_txn
-from mvccstore.options import Limits
+from mvccstore.mvcc.validate import check_overlaps
 from mvccstore.quota import PUT_OVERHEAD_BYTES
 from mvccstore.server.errors import Refusal
 from mvccstore.server.messages import rpc
@@ -38,8 +37,6 @@ _SORT_TARGETS: tuple[SortTarget, ...] = ("key", "version", "create", "mod", "val
 _OPERATORS: tuple[CompareOperator, ...] = ("==", ">", "<", "!=")
 _TARGETS: tuple[CompareTarget, ...] = ("version", "create", "mod", "value", "lease")
 _OPERANDS = ("version", "create_revision", "mod_revision", "value", "lease")
-UNBOUNDED = Limits(key_bytes_max=2**31, value_bytes_max=2**31, txn_ops_max=2**31, txn_depth_max=2**31)
-"""A server's limit is that of the whole request."""
 
 
 def keys_of(key: bytes, range_end: bytes) -> Keys:
@@ -138,10 +135,10 @@ def txn_request(message: rpc.TxnRequest, ops_max: int) -> TxnRequest:
     """
     request = _txn(message, ops_max)
     try:
-        check_txn(request, UNBOUNDED)
+        check_overlaps(request)
     except DuplicateKeyError:
         # etcd compares keys with the range end as it stands, and finds none between a key and the end b"\0".
-        check_txn(_without_open_deletes(request), UNBOUNDED)
+        check_overlaps(_without_open_deletes(request))
     return request
 
 
@@ -169,9 +166,10 @@ def _txn(message: rpc.TxnRequest, ops_max: int) -> TxnRequest:
     for compare in message.compare:
         if not compare.key:
             raise Refusal.EMPTY_KEY.error()
-    success = tuple(_operation(operation, ops_max - used) for operation in message.success)
-    failure = tuple(_operation(operation, ops_max - used) for operation in message.failure)
-    compares = tuple(found for compare in message.compare if (found := _compare(compare)) is not None)
+    left = ops_max - used
+    success = tuple([_operation(operation, left) for operation in message.success])  # half the time of a generator
+    failure = tuple([_operation(operation, left) for operation in message.failure])
+    compares = tuple([found for compare in message.compare if (found := _compare(compare)) is not None])
     return TxnRequest(compares, success, failure)
 
 
