@@ -34,6 +34,7 @@ from mvccstore.testing.cassette import Cassette, Part, RecordedCall, read_casset
 from mvccstore.testing.names import GENERATED, Name, Shape, Shapes, Ties, are_same_secrets
 from mvccstore.testing.secrets import redacted
 from mvccstore.testing.tape import KEEP_ALIVE, WATCH, Due, Play, Tape, Track, WatchCall, arrange, shape_of_watch
+from mvccstore.testing.touching import Ranges
 
 _TEXT_MAX = 200
 _NEAREST_OF = 200
@@ -110,6 +111,8 @@ class Replay:
         """Up to here writes count as done."""
         self._waiting: dict[int, list[Callable[[], None]]] = {}
         """By the write that it waits for."""
+        self._holders: dict[Ranges, Play] = {}
+        """By the keys of a lock or an election, who has got it last."""
         self._kept_alive: dict[int, int] = {}
         self._progress = 0
         self._gaps: dict[str, Gap] = {}
@@ -247,12 +250,22 @@ class Replay:
 
     def note_answered(self, play: Play) -> None:
         """Note that a call was answered: what waited for it is sent."""
+        if play.release:
+            self._holders[play.keys] = play
         if play.wrote:
             self._done.add(play.wrote)
             self._newest_done = max(self._newest_done, play.wrote)
             self._call_waiting(play.wrote)
 
     # Waiting
+
+    def held_up_by(self, play: Play) -> Due:
+        """Return the write that lets go of what a call is to get, if another has that in this run.
+
+        They may have come one after the other when they were recorded, and at once now.
+        """
+        holder = self._holders.get(play.keys) if play.holds else None
+        return () if holder is None or holder.holds == play.holds else (holder.release,)
 
     def is_due(self, due: Due, then: Callable[[], None]) -> bool:
         """Say whether recorded writes are done; if one is not, `then` is called when it is."""
@@ -348,7 +361,8 @@ class _Player:
         """Send what can be sent."""
         call, recorded = self._call, self._play.call
         while self._sent < len(self._answers) and not call.is_done:
-            if not self._replay.is_due(self._play.due[self._sent], self.go_on):
+            due = (*self._play.due[self._sent], *self._replay.held_up_by(self._play))
+            if not self._replay.is_due(due, self.go_on):
                 return
             if not call.is_writable:
                 call.on_writable = self.go_on

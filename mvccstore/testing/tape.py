@@ -3,7 +3,8 @@
 What an answer had to wait for when it was recorded is told by revisions. A recorded call that wrote is known by the
 revision of its answer, and by the keys that it wrote. The event of a watch, the answer of `Lock` or `Campaign`, whatever
 a server says by itself, is *due* when the recorded writes are done that it can come of: that of its revision; if that is
-none of the recorded ones, the newest before it of the same keys. What was done when the call began is not waited for.
+none of the recorded ones, the newest before it of the same keys. What was done when the call began is not waited for;
+but who has got a lock has it until the write that let go of it is done, whoever is first this time.
 """
 
 from __future__ import annotations
@@ -31,6 +32,13 @@ _WRITING = frozenset(
     }
 )
 _WAITING = frozenset({"/v3lockpb.Lock/Lock", "/v3electionpb.Election/Campaign", "/v3electionpb.Election/Observe"})
+_HOLDING = frozenset({"/v3lockpb.Lock/Lock", "/v3electionpb.Election/Campaign"})
+_RELEASING = frozenset(
+    {
+        *(_KV + "DeleteRange", "/etcdserverpb.Lease/LeaseRevoke"),
+        *("/v3lockpb.Lock/Unlock", "/v3electionpb.Election/Resign"),
+    }
+)
 _ANSWERS_AGAIN = frozenset(
     {
         *(_KV + "Range", _KV + "RangeStream", "/etcdserverpb.Lease/LeaseTimeToLive", "/etcdserverpb.Lease/LeaseLeases"),
@@ -63,6 +71,10 @@ class Play:
     """What it reads."""
     wrote: int = 0
     """The revision that it has made; 0 for none."""
+    holds: bytes = b""
+    """The key of the lock that it has got, or of the election that it has won."""
+    release: int = 0
+    """The revision of the write that lets go of that; 0 if there is none."""
 
 
 @dataclass(slots=True, eq=False)
@@ -190,6 +202,7 @@ class _Arranger:
         self._writer_of: dict[int, int] = {}
         """And the number of the call."""
         self._known = _Known(())
+        self._releases = Written()
 
     def arrange(self) -> Tape:
         calls = self._tape.cassette.calls
@@ -225,6 +238,7 @@ class _Arranger:
     def _find_writes(self, calls: Iterable[RecordedCall]) -> None:
         leases = Leases()
         keys: dict[int, Ranges] = {}
+        releasing: set[int] = set()
         for call in calls:
             types, answer = METHODS.get(call.path), self._only_answer(call)
             if types is None or not call.requests or call.path in {WATCH, KEEP_ALIVE}:
@@ -239,8 +253,12 @@ class _Arranger:
             if is_own and (call.path.startswith(_KV) or revision not in keys):
                 self._done_at[revision], self._writer_of[revision] = call.ended, call.number
                 keys[revision] = written_keys(request, answer, leases)
+                if call.path in _RELEASING:
+                    releasing.add(revision)
         for revision, ranges in keys.items():
             self._tape.written.add(revision, ranges)
+            if revision in releasing:
+                self._releases.add(revision, ranges)
 
     def _only_answer(self, call: RecordedCall) -> Any:
         for number, part in enumerate(call.parts):
@@ -281,6 +299,10 @@ class _Arranger:
             ]
             if self._writer_of.get(play.revision) == call.number:
                 play.wrote = play.revision
+            if call.path in _HOLDING and answer is not None:
+                play.holds = answer.key if hasattr(answer, "key") else answer.leader.key
+                releases = self._releases.of(((play.holds, play.holds + b"\0"),))
+                play.release = next((revision for revision in releases if revision > play.revision), 0)
             if isinstance(answer, rpc.LeaseGrantResponse):
                 self._tape.grants[answer.ID] = answer.SerializeToString()
         self._tape.plays[play.shape.skeleton].setdefault(play.shape.names, []).append(play)

@@ -207,7 +207,7 @@ def test_aetcd(oracle: EtcdProcess, tmp_path: Path) -> None:
 def locks_and_elections(host: str, port: int) -> list[Any]:
     """Two workers that wait for one another: the answers have to wait, too, or both have the lock."""
     said: list[Any] = []
-    holding, together = threading.Lock(), threading.Barrier(2)
+    holding = threading.Lock()
     campaign = METHODS["/v3electionpb.Election/Campaign"].request
     observe = METHODS["/v3electionpb.Election/Observe"].request
     resign = METHODS["/v3electionpb.Election/Resign"].request
@@ -217,7 +217,6 @@ def locks_and_elections(host: str, port: int) -> list[Any]:
         with Client(Endpoint(host, port)) as client:
             lease = client.unary(LEASE + "LeaseGrant", rpc.LeaseGrantRequest(TTL=60)).ID
             ready.set()
-            together.wait(SECONDS)  # who did not wait when it was recorded does not when it is replayed
             for _ in range(3):
                 held = client.unary("/v3lockpb.Lock/Lock", lock(name=b"lock", lease=lease))
                 assert holding.acquire(blocking=False)
@@ -250,6 +249,56 @@ def test_locks_and_elections(oracle: EtcdProcess, tmp_path: Path) -> None:
     with etcd(replay=path) as server:
         assert locks_and_elections(server.host, server.port) == first == [b"1", b"2"]
         server.assert_replayed()
+
+
+@pytest.mark.parametrize("kind", ["lock", "election"])
+def test_who_came_one_after_the_other_may_come_at_once(oracle: EtcdProcess, tmp_path: Path, kind: str) -> None:
+    """And in another order: who is first has it until it lets go."""
+    path = "/v3lockpb.Lock/Lock" if kind == "lock" else "/v3electionpb.Election/Campaign"
+    end = "/v3lockpb.Lock/Unlock" if kind == "lock" else "/v3electionpb.Election/Resign"
+
+    def get(client: Client, lease: int) -> Any:
+        return client.unary(path, METHODS[path].request(name=b"n", lease=lease))
+
+    def let_go(client: Client, got: Any) -> None:
+        name = "key" if kind == "lock" else "leader"
+        client.unary(end, METHODS[end].request(**{name: getattr(got, name)}))
+
+    def leases(client: Client) -> list[int]:
+        return [client.unary(LEASE + "LeaseGrant", rpc.LeaseGrantRequest(TTL=60)).ID for _ in range(2)]
+
+    def look(client: Client) -> Any:
+        return client.unary(KV + "Range", rpc.RangeRequest(key=b"fence"))
+
+    cassette = tmp_path / "c.jsonl"
+    with record(oracle.target, cassette) as recorder, Client(Endpoint(recorder.host, recorder.port)) as client:
+        look(client)
+        for lease in leases(client):
+            let_go(client, get(client, lease))
+    order: list[str] = []
+    with etcd(replay=cassette) as server, Client(Endpoint(server.host, server.port)) as client:
+        first, second = leases(client)
+        got = get(client, second)
+
+        def come() -> None:
+            with Client(Endpoint(server.host, server.port)) as other:
+                look(other)
+                begun.set()
+                late = get(other, first)
+                order.append("first got it")
+                let_go(other, late)
+
+        begun = threading.Event()
+        thread = threading.Thread(target=come)
+        thread.start()
+        assert begun.wait(SECONDS)
+        for _ in range(50):  # it would be answered meanwhile
+            look(client)
+        order.append("second lets go")
+        let_go(client, got)
+        thread.join(SECONDS)
+        server.assert_replayed()
+    assert order == ["second lets go", "first got it"]
 
 
 def test_clients_at_once(oracle: EtcdProcess, tmp_path: Path) -> None:
