@@ -75,45 +75,35 @@ def run(command: Sequence[str] | str, told: Mapping[str, str], stdin: bytes | No
         name = command if isinstance(command, str) else command[0]
         click.echo(f"mvccstore: error: {one_line(name)}: {error.strerror}", err=True)
         return Ended(EXIT_NO_COMMAND if isinstance(error, FileNotFoundError) else EXIT_CANNOT_RUN, is_interrupted=False)
-    with _passed_on(process) as passed:
-        is_interrupted = _feed(process, stdin)
-        while process.returncode is None:
-            try:
-                process.wait()
-            except KeyboardInterrupt:
-                is_interrupted = True
-    code = process.returncode
-    return Ended(_SIGNALLED - code if code < 0 else code, is_interrupted or bool(passed))
-
-
-def _feed(process: subprocess.Popen[bytes], stdin: bytes | None) -> bool:
-    """Have the program read something; return whether Ctrl-C came meanwhile."""
-    if process.stdin is None or stdin is None:
-        return False
-    try:
-        with suppress(BrokenPipeError), process.stdin as pipe:  # it need not read
-            pipe.write(stdin)
-    except KeyboardInterrupt:
-        return True
-    return False
+    with _passed_on(process) as seen:
+        if process.stdin is not None and stdin is not None:
+            with suppress(BrokenPipeError), process.stdin as pipe:  # it need not read
+                pipe.write(stdin)
+        code = process.wait()
+    return Ended(_SIGNALLED - code if code < 0 else code, is_interrupted=bool(seen))
 
 
 @contextmanager
 def _passed_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """Pass signals on to a program; gives the list of those that were."""
-    passed: list[int] = []
+    """Pass signals on to a program, which gets Ctrl-C by itself; gives the list of those that came.
 
-    def pass_on(number: int, _frame: FrameType | None) -> None:
-        passed.append(number)
-        process.send_signal(number)
+    None of them raises here: an interrupt between the program's end and the note of it would lose how it ended.
+    """
+    seen: list[int] = []
 
+    def note(number: int, _frame: FrameType | None) -> None:
+        seen.append(number)
+        if number != signal.SIGINT:
+            process.send_signal(number)
+
+    numbers = [*_FORWARDED, *([] if signal.getsignal(signal.SIGINT) is signal.SIG_IGN else [signal.SIGINT])]
     try:
-        before = {number: signal.signal(number, pass_on) for number in _FORWARDED}
+        before = {number: signal.signal(number, note) for number in numbers}
     except ValueError:  # not in the main thread
-        yield passed
+        yield seen
         return
     try:
-        yield passed
+        yield seen
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
