@@ -39,10 +39,7 @@ class LeaseTable:
 
     def add(self, lease_id: int, ttl_ms: int, now: float) -> None:
         """Begin a lease, or begin it anew. O(log leases)."""
-        end_us = _end_us(ttl_ms, now)
-        heappush(self._heap, (end_us, lease_id))  # I1: before the lease is there
-        self._leases[lease_id] = (ttl_ms, end_us)
-        self._tidy()
+        self._set_end(lease_id, ttl_ms, _end_us(ttl_ms, now))
 
     def remove(self, lease_id: int) -> None:
         """Forget a lease, if there is one. O(1), seldom O(leases)."""
@@ -54,18 +51,14 @@ class LeaseTable:
         ttl_ms, before_us = self._leases[lease_id]
         end_us = _end_us(ttl_ms, now)
         if end_us < before_us:
-            heappush(self._heap, (end_us, lease_id))  # I1: its entry may be that of before
-        self._leases[lease_id] = (ttl_ms, end_us)
-        if end_us < before_us:
-            self._tidy()
+            self._set_end(lease_id, ttl_ms, end_us)
+        else:
+            self._leases[lease_id] = (ttl_ms, end_us)
 
     def set_left(self, lease_id: int, left: float, now: float) -> None:
         """Have a lease end in so many seconds, whatever it was granted. O(log leases)."""
         ttl_ms, _ = self._leases[lease_id]
-        end_us = _us(now) + _us(left)
-        heappush(self._heap, (end_us, lease_id))  # I1: it may end sooner than its entry says
-        self._leases[lease_id] = (ttl_ms, end_us)
-        self._tidy()
+        self._set_end(lease_id, ttl_ms, _us(now) + _us(left))
 
     def ttl_ms(self, lease_id: int) -> int | None:
         """Return what a lease was granted; None if there is no such lease."""
@@ -113,6 +106,11 @@ class LeaseTable:
     def ends(self) -> dict[int, tuple[int, int]]:
         """Return a copy of what there is, for `in_order`: that takes long, and a copy does not."""
         return self._leases.copy()
+
+    def _set_end(self, lease_id: int, ttl_ms: int, end_us: int) -> None:
+        heappush(self._heap, (end_us, lease_id))  # I1: before it ends then, which may be sooner than its entry says
+        self._leases[lease_id] = (ttl_ms, end_us)
+        self._tidy()
 
     def _tidy(self) -> None:
         if len(self._heap) > 2 * len(self._leases) + _SPARE_ENTRIES:  # I2

@@ -25,20 +25,15 @@ from mvccstore.testing.touching import Leases, Ranges, Written, read_keys, writt
 WATCH = "/etcdserverpb.Watch/Watch"
 KEEP_ALIVE = "/etcdserverpb.Lease/LeaseKeepAlive"
 _KV = "/etcdserverpb.KV/"
-_WRITING = frozenset(
-    {
-        *(_KV + "Put", _KV + "DeleteRange", _KV + "Txn", "/etcdserverpb.Lease/LeaseRevoke", "/v3lockpb.Lock/Unlock"),
-        *("/v3electionpb.Election/Proclaim", "/v3electionpb.Election/Resign"),
-    }
-)
-_WAITING = frozenset({"/v3lockpb.Lock/Lock", "/v3electionpb.Election/Campaign", "/v3electionpb.Election/Observe"})
 _HOLDING = frozenset({"/v3lockpb.Lock/Lock", "/v3electionpb.Election/Campaign"})
+_WAITING = _HOLDING | {"/v3electionpb.Election/Observe"}
 _RELEASING = frozenset(
     {
         *(_KV + "DeleteRange", "/etcdserverpb.Lease/LeaseRevoke"),
         *("/v3lockpb.Lock/Unlock", "/v3electionpb.Election/Resign"),
     }
 )
+_WRITING = _RELEASING | {_KV + "Put", _KV + "Txn", "/v3electionpb.Election/Proclaim"}
 _ANSWERS_AGAIN = frozenset(
     {
         *(_KV + "Range", _KV + "RangeStream", "/etcdserverpb.Lease/LeaseTimeToLive", "/etcdserverpb.Lease/LeaseLeases"),

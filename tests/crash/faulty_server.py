@@ -87,7 +87,8 @@ def main() -> int:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     if room := os.environ.get("FAULT_GROWTH_BYTES"):
         disk = FullDisk(int(room))
-        os.pwrite, os.pwritev, os.ftruncate = disk.pwrite, disk.pwritev, disk.ftruncate  # type: ignore[assignment]
+        for name in ("pwrite", "pwritev", "ftruncate"):
+            setattr(os, name, getattr(disk, name))
     if delay := os.environ.get("FAULT_SYNC_MS"):
         slow_disk(float(delay) / 1_000)
     from mvccstore.server.etcd_shim import run

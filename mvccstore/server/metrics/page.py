@@ -107,8 +107,8 @@ def _shown(bound: float) -> str:
     ('0.005', '131072', '1.048576e+06', '2e+06')
     """
     text = f"{bound:g}"
-    return (
-        text
-        if float(text) == bound
-        else next(each for digits in range(6, 18) if float(each := f"{bound:.{digits}e}") == bound)
-    )
+    digits = 6
+    while float(text) != bound:
+        text = f"{bound:.{digits}e}"
+        digits += 1
+    return text
