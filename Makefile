@@ -47,7 +47,7 @@ soak: export SOAK_SUMMARIES := .pytest_cache/soak.txt
 soak: .venv/ready
 	@rm -f $(SOAK_SUMMARIES)
 	$(BIN)/python -m pytest -q -s -m soak tests/soak tests/wire tests/crash
-	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -q -n auto --dist worksteal tests/stateful tests/property tests/crash tests/wire/test_differential_random.py
+	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -q -n auto --dist worksteal tests/stateful tests/property tests/crash tests/wire/test_differential_random.py tests/wire/test_auth_random.py
 	@cat $(SOAK_SUMMARIES)
 
 # atheris has wheels for few platforms only: where it cannot be had, the run says so and fails.
